@@ -1,0 +1,1 @@
+"""Every knob, declared once: sections, the tree, and the ways values come in."""

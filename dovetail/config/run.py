@@ -1,0 +1,52 @@
+"""The whole configuration of a run: one frozen tree of the sections."""
+
+from __future__ import annotations
+
+from dovetail.config.sections import (
+    AlgorithmConfig,
+    BatchConfig,
+    CheckpointConfig,
+    DataConfig,
+    DebugConfig,
+    EngineConfig,
+    EvalConfig,
+    HooksConfig,
+    ModelConfig,
+    ObserveConfig,
+    OptimizerConfig,
+    RewardConfig,
+    RolloutConfig,
+    RuntimeConfig,
+    Section,
+)
+
+
+class RunConfig(Section):
+    """A resolved run. Nothing writes to it after it is resolved; derived values are properties."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    engine: EngineConfig = EngineConfig()
+    reward: RewardConfig = RewardConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    batch: BatchConfig = BatchConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    eval: EvalConfig = EvalConfig()
+    observe: ObserveConfig = ObserveConfig()
+    debug: DebugConfig = DebugConfig()
+    hooks: HooksConfig = HooksConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @property
+    def samples_per_rollout(self) -> int:
+        """Samples of one step before any fan-out."""
+        return self.rollout.rollout_batch_size * self.rollout.n_samples_per_prompt
+
+    @property
+    def samples_per_optimizer_step(self) -> int:
+        """`global_batch_size`, or what `num_steps_per_rollout` gives, or the whole rollout."""
+        if self.batch.global_batch_size is not None:
+            return self.batch.global_batch_size
+        return self.samples_per_rollout // (self.batch.num_steps_per_rollout or 1)

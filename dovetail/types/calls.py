@@ -1,0 +1,109 @@
+"""What each slot gets and gives: frozen records that cross the seams between stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from dovetail.types.sample import Group, Sample
+
+
+class FinishReason(StrEnum):
+    """Why a response ended. The spelling is that of the SGLang and OpenAI wire formats."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen.
+
+    The logprob that an engine reports for a sampled token is `log_softmax(logits / temperature)` at that
+    token, before top-k, top-p and min-p cut the distribution; at temperature 0 (greedy) it is
+    `log_softmax(logits)`. The trainer uses the same convention.
+    """
+
+    max_new_tokens: int = 1024
+    min_new_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    """At most this many candidates; -1 keeps all."""
+    min_p: float = 0.0
+    """Drop candidates less probable than this fraction of the most probable one."""
+    stop: tuple[str, ...] = ()
+    """The response ends with the token that completes one of these strings (the token is kept)."""
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    skip_special_tokens: bool = False
+    seed: int | None = None
+    """With a seed, the draw for response position i depends on (seed, i) alone, not on the batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """Token ids in. `prompt_ids` may end with the first `num_generated` tokens of an unfinished response."""
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams
+    num_generated: int = 0
+    """How many trailing ids of `prompt_ids` are response already generated (partial rollout). They count
+    as positions for the seed and for `min_new_tokens`, not for `max_new_tokens`."""
+
+
+@dataclass(frozen=True, slots=True)
+class VersionSpan:
+    """Tokens `[start, end)` of this response segment were sampled under `weight_version`."""
+
+    weight_version: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateResult:
+    """Token ids out: what was generated in this call (not what the request brought along)."""
+
+    request_id: str
+    token_ids: list[int]
+    logprobs: list[float]
+    finish_reason: FinishReason
+    text: str = ""
+    """Decoded `token_ids`."""
+    version_spans: tuple[VersionSpan, ...] = ()
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens whose keys and values were shared instead of computed again."""
+    routed_experts: Any = None
+    """[prompt + response - 1, layers, top_k] int32, or None."""
+
+
+@dataclass(slots=True)
+class RolloutOutput:
+    """What a rollout function gives for one step: groups of finished samples, and metrics to log."""
+
+    samples: list[Group]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class EvalOutput:
+    """Samples of each evaluation set by name, in dataset order, and metrics to log."""
+
+    data: dict[str, list[Sample]]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class DynamicFilterOutput:
+    """A dynamic sampling filter's verdict on one finished group."""
+
+    keep: bool
+    reason: str | None = None
+    """Named in the metric `rollout/dynamic_filter/drop_{reason}` when the group is dropped."""
+    keep_when_insufficient: bool = False
+    """Keep it after all if dropping it would force another round of sampling (slime)."""

@@ -1,0 +1,56 @@
+"""Errors that a user can act on. One root; each is also a standard class, and each survives pickling.
+
+A message says what is wrong, what was got, what was expected, and the cure by flag and TOML key.
+`exit_code` is what the command line leaves with: 2 for a mistake in how the run was asked for, 1 for a
+run that failed.
+"""
+
+from __future__ import annotations
+
+
+class DovetailError(Exception):
+    """Root of every error raised on purpose by this package."""
+
+    exit_code = 1
+
+
+class UsageError(DovetailError, ValueError):
+    """The run was asked for wrongly: a flag, a file, a combination. Nothing was started."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A configuration value is unknown, of the wrong type, out of bounds or impossible beside another."""
+
+
+class DataError(UsageError):
+    """A data file is missing or malformed; the message names file and line."""
+
+
+class HookError(UsageError):
+    """A user's function can't be found, or does not match any call form of its slot."""
+
+
+class MissingExtraError(UsageError, ImportError):
+    """An optional package is needed; the message names the extra that installs it."""
+
+
+class CheckpointError(DovetailError, OSError):
+    """A checkpoint can't be written or read, and no earlier good one could take its place."""
+
+
+class EngineError(DovetailError, RuntimeError):
+    """The engine failed while generating."""
+
+
+class RequestTooLongError(EngineError, ValueError):
+    """A request can never fit the engine's memory or context; the message has the numbers."""
+
+
+class RewardError(DovetailError, RuntimeError):
+    """A reward function failed more often than the run allows."""
+
+
+class TrainError(DovetailError, RuntimeError):
+    """Training can't go on, e.g. too many non-finite gradients in a row."""

@@ -1,0 +1,114 @@
+"""Protocols of the seams. A station receives these in its constructor and never knows who stands behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from dovetail.types.calls import GenerateRequest, GenerateResult
+from dovetail.types.sample import Group
+
+if TYPE_CHECKING:
+    import torch
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Makes tokens. Token ids in; token ids, logprobs, finish reason and weight versions out.
+
+    Used from one asyncio loop; many `generate` calls are in flight at once.
+    """
+
+    async def generate(self, request: GenerateRequest) -> GenerateResult:
+        """Generate until a stop, the length limit or an abort; an aborted request keeps its tokens.
+
+        Raises:
+            RequestTooLongError: the request can never fit; the message has the numbers.
+            EngineError: the engine failed.
+        """
+        ...
+
+    async def abort(self, request_ids: Sequence[str] | None = None) -> None:
+        """End these requests (None: all, waiting ones too); their `generate` returns with ABORT."""
+        ...
+
+    async def close(self) -> None:
+        """Release everything. Requests in flight end with ABORT."""
+        ...
+
+
+@runtime_checkable
+class EngineControl(Protocol):
+    """What the weight publisher and the runtime need of an engine beside generation."""
+
+    async def pause(self) -> None:
+        """Finish the current decode step, then hold all requests where they are."""
+        ...
+
+    async def resume(self) -> None:
+        """Go on after `pause`; keys and values of paused requests are recomputed if weights changed."""
+        ...
+
+    async def receive_weights(
+        self, version: int, tensors: Iterable[tuple[str, torch.Tensor]] | None
+    ) -> None:
+        """Take new weights under their Hugging Face names. None: they already share the trainer's."""
+        ...
+
+
+@runtime_checkable
+class DataSource(Protocol):
+    """Gives groups of prompts and takes back what was not used."""
+
+    def get_samples(self, num_samples: int) -> list[Group]:
+        """The next `num_samples` groups, each `n_samples_per_prompt` fresh or resumed samples."""
+        ...
+
+    def add_samples(self, samples: list[Group]) -> None:
+        """Put groups back (aborted, unused); they are served before new prompts."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able position, order and buffer: restoring it gives the same following groups."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """Takes the metrics of one step somewhere."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that the pipeline uses."""
+
+    eos_token_id: int | None
+    pad_token_id: int | None
+
+    def encode(self, text: str, add_special_tokens: bool = ...) -> list[int]: ...
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = ...) -> str: ...
+
+    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
+
+
+class Saveable(Protocol):
+    """A part of a checkpoint: tensors by name, and JSON-able facts."""
+
+    def state_dict(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]: ...
+
+    def load_state_dict(
+        self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]
+    ) -> None: ...
+
+
+class Exporter(Protocol):
+    """Writes the policy as a Hugging Face directory."""
+
+    def export(self, path: Path) -> None: ...
