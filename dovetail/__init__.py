@@ -1,6 +1,7 @@
-"""Dovetail: post-train language models with reinforcement learning, every stage a plain Python function.
+"""Dovetail: post-train language models by RL, with every stage a plain Python function.
 
-This package and `dovetail.types`, `dovetail.config`, `dovetail.hooks`, `dovetail.cli` import without torch.
+This package and `dovetail.types`, `dovetail.config`, `dovetail.hooks` and `dovetail.cli` import
+without torch.
 """
 
 __version__ = "0.1.0"

@@ -21,8 +21,8 @@ class FinishReason(StrEnum):
 class SamplingParams:
     """How the next token is chosen.
 
-    The logprob that an engine reports for a sampled token is `log_softmax(logits / temperature)` at that
-    token, before top-k, top-p and min-p cut the distribution; at temperature 0 (greedy) it is
+    The logprob that an engine reports for a sampled token is `log_softmax(logits / temperature)` at
+    that token, before top-k, top-p and min-p cut the distribution; at temperature 0 (greedy) it is
     `log_softmax(logits)`. The trainer uses the same convention.
     """
 
@@ -40,19 +40,21 @@ class SamplingParams:
     ignore_eos: bool = False
     skip_special_tokens: bool = False
     seed: int | None = None
-    """With a seed, the draw for response position i depends on (seed, i) alone, not on the batch."""
+    """With a seed, the draw for response position i depends on (seed, i) alone, not on the
+    batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """Token ids in. `prompt_ids` may end with the first `num_generated` tokens of an unfinished response."""
+    """Token ids in. `prompt_ids` may end with the first `num_generated` tokens of an unfinished
+    response."""
 
     request_id: str
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
     num_generated: int = 0
-    """How many trailing ids of `prompt_ids` are response already generated (partial rollout). They count
-    as positions for the seed and for `min_new_tokens`, not for `max_new_tokens`."""
+    """How many trailing ids of `prompt_ids` are response already generated (partial rollout). They
+    count as positions for the seed and for `min_new_tokens`, not for `max_new_tokens`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,7 @@ class GenerateResult:
 
 @dataclass(slots=True)
 class RolloutOutput:
-    """What a rollout function gives for one step: groups of finished samples, and metrics to log."""
+    """What a rollout function gives for one step: groups of finished samples, and metrics."""
 
     samples: list[Group]
     metrics: dict[str, float] = field(default_factory=dict)

@@ -1,8 +1,8 @@
-"""Errors that a user can act on. One root; each is also a standard class, and each survives pickling.
+"""Errors that a user can act on. One root; each is also a standard class; each survives pickling.
 
 A message says what is wrong, what was got, what was expected, and the cure by flag and TOML key.
-`exit_code` is what the command line leaves with: 2 for a mistake in how the run was asked for, 1 for a
-run that failed.
+`exit_code` is what the command line leaves with: 2 for a mistake in how the run was asked for, 1
+for a run that failed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ class UsageError(DovetailError, ValueError):
 
 
 class ConfigError(UsageError):
-    """A configuration value is unknown, of the wrong type, out of bounds or impossible beside another."""
+    """A configuration value is unknown, of the wrong type, out of bounds or impossible beside
+    another."""
 
 
 class DataError(UsageError):

@@ -1,4 +1,4 @@
-"""Protocols of the seams. A station receives these in its constructor and never knows who stands behind."""
+"""Protocols of the seams. A station gets them in its constructor, never knowing who is behind."""
 
 from __future__ import annotations
 
@@ -47,13 +47,15 @@ class EngineControl(Protocol):
         ...
 
     async def resume(self) -> None:
-        """Go on after `pause`; keys and values of paused requests are recomputed if weights changed."""
+        """Go on after `pause`; keys and values of paused requests are recomputed if weights
+        changed."""
         ...
 
     async def receive_weights(
         self, version: int, tensors: Iterable[tuple[str, torch.Tensor]] | None
     ) -> None:
-        """Take new weights under their Hugging Face names. None: they already share the trainer's."""
+        """Take new weights under their Hugging Face names. None: they already share the
+        trainer's."""
         ...
 
 

@@ -1,7 +1,7 @@
 """The one record: a prompt and one response to it, with everything that is known about them.
 
-Field names and meanings are those of the slime family (slime, miles, vime), whose plugins read and set
-them. Records of other families are views of this one.
+Field names and meanings are those of the slime family (slime, miles, vime), whose plugins read and
+set them. Records of other families are views of this one.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ class Sample:
     index: int | None = None
     """Counts samples over the whole run; the sort key everywhere."""
     rollout_id: int | None = None
-    """Training samples that one execution fanned out into share it; None: the sample stands alone."""
+    """Training samples that one execution fanned out into share it; None: the sample stands
+    alone."""
     prompt: str | list[dict[str, Any]] = ""
     """Text, or chat messages."""
     tokens: list[int] = field(default_factory=list)
@@ -107,7 +108,8 @@ class Sample:
     weight_versions: list[str] = field(default_factory=list)
     """Weight version of each generated segment, in order."""
     rollout_log_probs: list[float] | None = None
-    """[response_length] logprobs from the engine when sampled; 0.0 where the token was not sampled."""
+    """[response_length] logprobs from the engine when sampled; 0.0 where the token was not
+    sampled."""
     rollout_top_p_token_ids: list[int] | None = None
     rollout_top_p_token_offsets: list[int] | None = None
     rollout_routed_experts: Any = None
@@ -198,9 +200,10 @@ class Sample:
     ) -> None:
         """Append sampled (`trainable`) or observed tokens and keep every aligned field aligned.
 
-        `meta_info` is an engine's answer in SGLang form: its finish reason sets the status, its weight
-        version is appended, its counters are added (all only with `update_terminal_info`). Without
-        `tokens`, they and their logprobs are read from `meta_info["output_token_logprobs"]`.
+        `meta_info` is an engine's answer in SGLang form: its finish reason sets the status, its
+        weight version is appended, its counters are added (all only with `update_terminal_info`).
+        Without `tokens`, they and their logprobs are read from
+        `meta_info["output_token_logprobs"]`.
 
         Raises:
             ValueError: trainable tokens without logprobs, observed tokens with them, lengths that
@@ -229,7 +232,8 @@ class Sample:
             raise ValueError(f"{len(tokens)} tokens but {len(log_probs)} log_probs")
         if log_probs is not None and self.response_length and self.rollout_log_probs is None:
             raise ValueError(
-                f"log_probs for a sample whose first {self.response_length} response tokens have none"
+                "log_probs for a sample whose first "
+                f"{self.response_length} response tokens have none"
             )
 
     def _append(self, tokens: list[int], log_probs: list[float], trainable: bool) -> None:
