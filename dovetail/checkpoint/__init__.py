@@ -1,0 +1,1 @@
+"""What survives a run: atomic verified checkpoints, Hugging Face directories, random states."""

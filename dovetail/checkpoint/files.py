@@ -1,0 +1,99 @@
+"""Writing the files of a checkpoint: each byte is counted and hashed on its way to the disk.
+
+The hash is of what was meant to be written, not of what can be read back, so a fault below us shows
+at the next verification.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dovetail.types.errors import CheckpointError
+
+HASH = "sha256"
+_READ_BYTES = 4 << 20
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What a manifest knows about one file."""
+
+    size_bytes: int
+    digest: str
+    """Hex digest of the content, by `HASH`."""
+
+
+def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileFacts:
+    """Write `chunks` to a new file, wait for the disk, and give size and hash of what was written.
+
+    Raises:
+        OSError: the file can't be written in full.
+    """
+    digest, size_bytes = hashlib.new(HASH), 0
+    with open(path, "xb") as file:
+        for chunk in chunks:
+            file.write(chunk)
+            digest.update(chunk)
+            size_bytes += len(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    return FileFacts(size_bytes, digest.hexdigest())
+
+
+def digest_of(path: Path) -> str:
+    """Hex digest of a regular file's content; symbolic links are not followed.
+
+    Raises:
+        OSError: the file can't be read.
+    """
+    digest = hashlib.new(HASH)
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with open(handle, "rb", buffering=0) as file:
+        while chunk := file.read(_READ_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that may still be written below `path`, or below its nearest existing parent."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def remove_tree(path: Path) -> None:
+    """Remove `path` and all below it as far as possible; what can't be removed stays."""
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def readable_bytes(count: int) -> str:
+    """`1536` as `1.5 KB`; powers of 1024."""
+    value, units = float(count), ["B", "KB", "MB", "GB", "TB"]
+    while abs(value) >= 1024 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+def writing_failed(
+    what: str, path: Path, error: OSError, needed: int, cure: str
+) -> CheckpointError:
+    """The error for `what` that was not written to `path`: reason, bytes needed and free, cure."""
+    try:
+        room = f"it needs {readable_bytes(needed)}, {readable_bytes(free_bytes(path))} are free"
+    except OSError:
+        room = f"it needs {readable_bytes(needed)}"
+    if error.errno in _FULL:
+        reason = f"the disk is full ({error.strerror}): {room}"
+    elif error.errno in _FORBIDDEN:
+        reason = f"the directory can't be written ({error.strerror}): {room}"
+    else:
+        reason = f"{error.strerror or error}: {room}"
+    return CheckpointError(f"{what} was not written to {path}: {reason}. {cure}")
