@@ -50,3 +50,13 @@ class RunConfig(Section):
         if self.batch.global_batch_size is not None:
             return self.batch.global_batch_size
         return self.samples_per_rollout // (self.batch.num_steps_per_rollout or 1)
+
+    @property
+    def is_sft(self) -> bool:
+        """Whether responses come from the data (`sft_loss`) instead of an engine."""
+        return self.algorithm.loss_type == "sft_loss"
+
+    @property
+    def train_only(self) -> bool:
+        """Whether saved samples are trained on and nothing is generated."""
+        return self.debug.debug_train_only or self.debug.load_debug_rollout_data is not None

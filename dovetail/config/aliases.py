@@ -1,0 +1,167 @@
+"""Foreign spellings: what slime, miles, vime and Megatron call our knobs, and what we do not have.
+
+Three tables. `ALIASES` sets one of our leaves. `WITHOUT_EFFECT` is accepted with one warning,
+because a run on one device gives the same result whatever the value is. `UNSUPPORTED` would change
+the result, so it stops the run by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A foreign name for one of our leaves."""
+
+    leaf: str
+    constant: Any = None
+    """What the leaf becomes when the foreign switch is on; None: it takes the value given."""
+    negates: bool = False
+    """The foreign switch is the opposite of our leaf."""
+    takes_value: bool = False
+    """The foreign flag stands before a value."""
+
+    def translate(self, value: Any) -> Any:
+        """Our leaf's value for the foreign one."""
+        if self.negates:
+            return not value
+        return value if self.constant is None else self.constant
+
+
+ALIASES: dict[str, Alias] = {
+    "disable_grpo_std_normalization": Alias("grpo_std_normalization", negates=True),
+    "disable_rewards_normalization": Alias("rewards_normalization", negates=True),
+    "colocate": Alias("mode", constant="colocated"),
+    "bf16": Alias("dtype", constant="bfloat16"),
+    "recompute_granularity": Alias("gradient_checkpointing", constant=True, takes_value=True),
+}
+
+
+def _names(text: str) -> Iterator[str]:
+    return (word.replace("-", "_") for word in text.split())
+
+
+def _table(rows: dict[str, str]) -> dict[str, str]:
+    return {name: reason for reason, text in rows.items() for name in _names(text)}
+
+
+WITHOUT_EFFECT: dict[str, str] = _table(
+    {
+        "placement over GPUs; this run is one process on one device": """
+            actor-num-nodes actor-num-gpus-per-node rollout-num-gpus rollout-num-gpus-per-engine
+            num-gpus-per-node critic-num-nodes critic-num-gpus-per-node distributed-backend
+            distributed-timeout-minutes tensor-model-parallel-size sequence-parallel
+            pipeline-model-parallel-size context-parallel-size expert-model-parallel-size
+            expert-tensor-parallel-size allgather-cp balance-data balance-by-flops
+            use-distributed-post""",
+        "memory is shared by engine and trainer in this run": """
+            offload offload-train offload-rollout offload-rollout-level offload-train-target
+            update-weight-buffer-size update-weight-mode update-weight-transport
+            update-weight-transfer-mode train-memory-margin-bytes optimizer-cpu-offload
+            overlap-cpu-optimizer-d2h-h2d use-precision-aware-optimizer recompute-method
+            recompute-num-layers recompute-loss-function log-probs-chunk-size
+            log-probs-max-tokens-per-gpu rollout-data-transport""",
+        "micro-batches are always packed under max_tokens_per_gpu": """
+            use-dynamic-batch-size data-pad-size-multiplier""",
+        "the model's shape comes from hf_checkpoint": """
+            swiglu num-layers hidden-size ffn-hidden-size num-attention-heads kv-channels
+            use-rotary-position-embeddings disable-bias-linear add-qkv-bias normalization
+            norm-epsilon rotary-base rotary-percent group-query-attention num-query-groups
+            vocab-size padded-vocab-size make-vocab-size-divisible-by qk-layernorm
+            untie-embeddings-and-output-weights position-embedding-type max-position-embeddings
+            seq-length model-name megatron-to-hf-mode""",
+        "gradients accumulate and attention is computed in float32 here": """
+            accumulate-allreduce-grads-in-fp32 attention-softmax-in-fp32 attention-backend
+            qkv-format""",
+        "supervised runs compute no advantages (loss_type sft_loss)": """
+            disable-compute-advantages-and-returns""",
+        "metrics of this run are the same without it": """
+            log-multi-turn disable-wandb-random-suffix wandb-always-use-train-step ci-test
+            ci-disable-kl-checker ci-train-rollout-logprob-abs-diff-threshold wandb-dir""",
+    }
+)
+
+UNSUPPORTED: dict[str, str] = _table(
+    {
+        "the hook of that name": """
+            custom-update-weight-post-write-path custom-model-provider-path
+            rollout-sample-hook-path custom-rollout-log-function-path
+            custom-eval-rollout-log-function-path rollout-data-postprocess-path data-source-path
+            custom-loss-function-path custom-advantage-function-path custom-tis-function-path
+            custom-pg-loss-reducer-function-path custom-convert-samples-to-train-data-path
+            rollout-sample-filter-path rollout-all-samples-process-path custom-megatron-init-path
+            custom-megatron-before-log-prob-hook-path custom-megatron-before-train-step-hook-path
+            custom-megatron-post-save-hook-path custom-config-path custom-async-data-buffer-path
+            session-sample-picker-path session-sample-postprocessor-path custom-agent-function-path
+            generate-max-turns generate-tool-specs-path generate-tool-call-parser
+            generate-execute-tool-function-path""",
+        "off-policy corrections and asynchronous rollouts": """
+            use-tis tis-clip tis-clip-low use-opsm opsm-delta use-rollout-logprobs
+            get-mismatch-metrics keep-old-actor update-weights-interval fully-async
+            max-weight-staleness use-routing-replay use-rollout-routing-replay
+            use-unbiased-kl use-rollout-entropy true-on-policy-mode""",
+        "critics, other estimators' settings and reference updates": """
+            num-critic-only-steps value-clip gamma lambd critic-load critic-save critic-lr
+            critic-lr-warmup-iters ref-update-interval ref-ckpt-step reset-optimizer-states
+            use-stateless-adam lr-warmup-fraction lr-wsd-decay-style""",
+        "on-policy distillation": """
+            use-opd opd-type opd-kl-coef opd-teacher-load opd-teacher-ckpt-step opd-log-prob-top-k
+            opd-teacher-urls opd-teacher-model""",
+        "LoRA and partly frozen models": """
+            lora-rank lora-alpha lora-dropout lora-type target-modules exclude-modules
+            lora-adapter-path only-train-params-name-list freeze-params-name-list freeze-indexer
+            mtp-num-layers mtp-loss-scaling-factor enable-mtp-training""",
+        "engines in other processes, and their repair": """
+            rollout-external-engine-addrs rollout-external prefill-num-servers http-proxy
+            use-fault-tolerance rollout-health-check-interval rollout-health-check-timeout
+            rollout-health-check-first-wait update-weight-disk-dir release-train
+            update-weight-disk-keep-files update-weight-delta-encoding update-weight-delta-checksum
+            update-weight-local-checkpoint-dir
+            use-session-server use-miles-router rollout-buffer-url fetch-trajectory-retry-times
+            min-batch-collection-ratio rollout-task-type""",
+        "data and evaluation beyond text prompts": """
+            multimodal-keys eval-config eval-tool-key eval-min-new-tokens eval-max-context-len
+            start-rollout-id disable-rollout-global-dataset loss-mask-type chat-template-path""",
+        "checkpoints in Megatron's form": """
+            async-save no-save-optim no-load-optim no-load-rng ckpt-step""",
+        "other precisions, optimizers and trainers": """
+            fp16 fp8-format train-backend megatron-config-path train-env-vars qwen-gdn-backend
+            megatron-deepgemm-forward-layers megatron-deepgemm-forward-modules
+            megatron-deepgemm-moe-forward-layers megatron-deepgemm-moe-forward-modules""",
+        "further tracking and debugging": """
+            wandb-key wandb-host wandb-team wandb-run-id tb-project-name log-reward-category
+            log-correct-samples tb-experiment-name load-forge-rollout-data
+            load-debug-rollout-data-subsample save-debug-train-data dump-details memory-snapshot-dir
+            memory-snapshot-num-steps profile-target memory-recorder record-memory-history
+            check-weight-update-equal ci-save-grad-norm ci-load-grad-norm use-mlflow
+            use-prometheus""",
+    }
+)
+
+INSTEAD: dict[str, str] = {
+    "train_iters": "num_rollout",
+    "train_samples": "num_rollout",
+    "lr_warmup_fraction": "lr_warmup_iters",
+    "eval_config": "eval_sets",
+    "wandb_team": "wandb_group",
+    "tb_project_name": "run_dir",
+    "dump_details": "save_debug_rollout_data",
+    "tb_experiment_name": "run_name",
+}
+"""What to use here for a foreign setting of another meaning."""
+
+
+def unsupported(name: str) -> str | None:
+    """Why a known foreign name can't be used here, with what to use instead; None: not known."""
+    flag = "--" + name.replace("_", "-")
+    instead = INSTEAD.get(name)
+    hint = f"; use --{instead.replace('_', '-')} instead" if instead else ""
+    if name in UNSUPPORTED:
+        return (
+            f"{flag} is a flag of the slime family that this version does not support yet "
+            f"({UNSUPPORTED[name]}){hint or '; leave it out'}"
+        )
+    return f"{flag} is Megatron's and means something else here{hint}" if instead else None

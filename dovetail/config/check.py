@@ -1,0 +1,330 @@
+"""Impossible combinations, found before a model loads or a process starts.
+
+Each rule looks at the resolved values and yields what is wrong, with the cure by flag and TOML key.
+What is only pointless is a note instead: it is shown once and the run goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from dovetail.config.eval_sets import eval_sets
+from dovetail.config.leaves import cure, nearest
+from dovetail.config.run import RunConfig
+from dovetail.types.errors import ConfigError
+
+_STEP_PATH = "PATH/step_{rollout_id}.jsonl"
+Rule = Callable[[RunConfig], Iterator[str]]
+
+
+def check(config: RunConfig) -> None:
+    """Refuse a configuration that can't run.
+
+    Raises:
+        ConfigError: with every problem found, one per line.
+    """
+    problems = [problem for rule in _RULES for problem in rule(config)]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def check_evaluation(config: RunConfig) -> None:
+    """Refuse a configuration that can't be evaluated once, without training.
+
+    Raises:
+        ConfigError: with every problem found, one per line.
+    """
+    problems = [p for rule in (_mode, _model, _lengths, _evaluation) for p in rule(config)]
+    if not problems and not eval_sets(config):
+        problems.append(f"nothing to evaluate; name a set: {cure('eval_prompt_data', 'NAME PATH')}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def check_names(
+    config: RunConfig,
+    *,
+    rewards: Sequence[str],
+    advantages: Sequence[str],
+    losses: Sequence[str],
+    engines: Sequence[str],
+) -> None:
+    """Refuse names that no table has; the caller knows the tables.
+
+    Raises:
+        ConfigError: with the nearest name of the table.
+    """
+    asked: list[tuple[str, str | None, Sequence[str], str]] = [
+        ("rm_type", config.reward.rm_type, rewards, ""),
+        ("advantage_estimator", config.algorithm.advantage_estimator, advantages, ""),
+        ("loss_type", config.algorithm.loss_type, losses, ""),
+        ("rollout_engine", config.engine.rollout_engine, engines, ""),
+    ]
+    asked += [("rm_type", s.rm_type, rewards, f" of set '{s.name}'") for s in eval_sets(config)]
+    problems = []
+    for leaf, name, names, whose in asked:
+        if name is None or name in names:
+            continue
+        closest = nearest(name, names)
+        hint = f"did you mean '{closest}'? " if closest else ""
+        known = ", ".join(sorted(names))
+        problems.append(f"unknown {leaf} '{name}'{whose}; {hint}known: {known}; {cure(leaf)}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _mode(config: RunConfig) -> Iterator[str]:
+    if config.runtime.mode != "local":
+        yield (
+            f"mode '{config.runtime.mode}' needs a cluster runtime, which this version does not "
+            f"have; use {cure('mode', 'local')}, and leave --colocate out"
+        )
+
+
+def _model(config: RunConfig) -> Iterator[str]:
+    model = config.model
+    if model.hf_checkpoint is None:
+        yield f"no model; give its directory: {cure('hf_checkpoint', 'DIR')}"
+    for leaf in ("hf_checkpoint", "ref_load"):
+        path = getattr(model, leaf)
+        if path is not None and not Path(path).is_dir() and not _looks_like_hub_name(path):
+            yield (
+                f"{leaf} '{path}' is not a directory; expected a Hugging Face model directory with "
+                f"config.json; {cure(leaf, 'DIR')}"
+            )
+
+
+def _looks_like_hub_name(path: str) -> bool:
+    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not path.endswith("/")
+
+
+def _length_of_run(config: RunConfig) -> Iterator[str]:
+    data = config.data
+    if data.num_rollout is None and data.num_epoch is None:
+        yield f"how long to run? {cure('num_rollout', 100)} or {cure('num_epoch', 1)}"
+    elif data.num_rollout is None and data.prompt_data is None:
+        yield (
+            "num_epoch counts passes over prompt_data, which is not set; "
+            f"{cure('num_rollout', 100)}"
+        )
+
+
+def _data(config: RunConfig) -> Iterator[str]:
+    spec = config.data.prompt_data
+    if spec is None:
+        own_data = config.hooks.rollout_function_path is not None or config.train_only
+        if not own_data:
+            yield f"no prompts; {cure('prompt_data', 'FILE.jsonl')}"
+    elif not config.train_only:
+        yield from _missing_data("prompt_data", spec)
+    if config.is_sft and config.data.label_key is None and not config.train_only:
+        yield (
+            "loss_type 'sft_loss' learns the response in the label column, which is not named; "
+            f"{cure('label_key', 'label')}"
+        )
+
+
+def _missing_data(what: str, spec: str) -> Iterator[str]:
+    path = spec.rpartition("@[")[0] if spec.endswith("]") and "@[" in spec else spec
+    if not Path(path).exists():
+        yield (
+            f"{what} '{path}' does not exist (looked from {Path.cwd()}); expected a JSONL, JSON or "
+            "parquet file or a datasets directory"
+        )
+
+
+def _batch(config: RunConfig) -> Iterator[str]:
+    samples = config.samples_per_rollout
+    size, steps = config.batch.global_batch_size, config.batch.num_steps_per_rollout
+    made = (
+        f"a rollout gives {samples} samples (rollout_batch_size {config.rollout.rollout_batch_size}"
+        f" x n_samples_per_prompt {config.rollout.n_samples_per_prompt})"
+    )
+    if size is not None and samples % size:
+        yield (
+            f"{made}, which global_batch_size {size} does not divide; use a divisor of {samples}, "
+            f"e.g. {cure('global_batch_size', _divisor(samples, size))}"
+        )
+    elif size is not None and steps is not None and size * steps != samples:
+        yield (
+            f"{made}: global_batch_size {size} makes {samples // size} optimizer steps of it, "
+            f"num_steps_per_rollout asks for {steps}; set only one of "
+            f"{cure('global_batch_size')} and {cure('num_steps_per_rollout')}"
+        )
+    elif size is None and steps is not None and samples % steps:
+        yield (
+            f"{made}, which num_steps_per_rollout {steps} does not divide; use a divisor of "
+            f"{samples}, e.g. {cure('num_steps_per_rollout', _divisor(samples, steps))}"
+        )
+
+
+def _divisor(number: int, at_most: int) -> int:
+    return next(d for d in range(min(at_most, number), 0, -1) if number % d == 0)
+
+
+def _rollout(config: RunConfig) -> Iterator[str]:
+    rollout = config.rollout
+    over = rollout.over_sampling_batch_size
+    if over is not None and over < rollout.rollout_batch_size:
+        yield (
+            f"over_sampling_batch_size {over} is below rollout_batch_size "
+            f"{rollout.rollout_batch_size}: a step could never fill; "
+            f"{cure('over_sampling_batch_size', rollout.rollout_batch_size)} or more"
+        )
+    if rollout.mask_offpolicy_in_partial_rollout and not rollout.partial_rollout:
+        yield (
+            "mask_offpolicy_in_partial_rollout masks parts of resumed samples, but nothing is "
+            f"resumed; add {cure('partial_rollout', True)}"
+        )
+    negative = [token for token in rollout.rollout_stop_token_ids if token < 0]
+    if negative:
+        yield (
+            f"rollout_stop_token_ids has {negative}, expected token ids of at least 0; "
+            f"{cure('rollout_stop_token_ids')}"
+        )
+
+
+def _lengths(config: RunConfig) -> Iterator[str]:
+    rollout = config.rollout
+    context, response = rollout.rollout_max_context_len, rollout.rollout_max_response_len
+    if context is not None and response >= context:
+        yield (
+            f"rollout_max_response_len {response} leaves no room for a prompt in "
+            f"rollout_max_context_len {context}; lower {cure('rollout_max_response_len')} or raise "
+            f"{cure('rollout_max_context_len')}"
+        )
+    if rollout.rollout_min_new_tokens > response:
+        yield (
+            f"rollout_min_new_tokens {rollout.rollout_min_new_tokens} is above "
+            f"rollout_max_response_len {response}; lower {cure('rollout_min_new_tokens')}"
+        )
+
+
+def _reward(config: RunConfig) -> Iterator[str]:
+    reward, hooks = config.reward, config.hooks
+    own = hooks.rollout_function_path or hooks.custom_generate_function_path
+    if config.is_sft or config.train_only:
+        return
+    if reward.rm_type is None and hooks.custom_rm_path is None and own is None:
+        yield (
+            f"no reward; {cure('rm_type', 'math')} or "
+            f"{cure('custom_rm_path', 'path/reward.py:reward')} (rows with their own "
+            "metadata.rm_type use that one instead)"
+        )
+    if reward.rm_type == "remote_rm" and reward.rm_url is None:
+        yield f"rm_type 'remote_rm' has nowhere to post to; {cure('rm_url', 'http://HOST:PORT/')}"
+
+
+def _algorithm(config: RunConfig) -> Iterator[str]:
+    algorithm, group = config.algorithm, config.rollout.n_samples_per_prompt
+    trains_rewards = not config.is_sft and not config.debug.debug_rollout_only
+    own_advantage = config.hooks.custom_reward_post_process_path or config.train_only
+    grouped = algorithm.advantage_estimator in ("grpo", "gspo", "cispo")
+    if (
+        trains_rewards
+        and grouped
+        and not own_advantage
+        and group == 1
+        and algorithm.rewards_normalization
+    ):
+        yield (
+            f"advantage_estimator '{algorithm.advantage_estimator}' compares the samples of a "
+            "prompt, but n_samples_per_prompt is 1: every advantage would be 0; "
+            f"{cure('n_samples_per_prompt', 8)}, or train on plain rewards with "
+            f"{cure('rewards_normalization', False)}"
+        )
+    if algorithm.use_kl_loss and "kl_loss_coef" not in algorithm.model_fields_set:
+        yield (
+            "use_kl_loss has no coefficient; "
+            f"{cure('kl_loss_coef', 0.001)} (0 only measures the KL)"
+        )
+    if algorithm.kl_loss_coef > 0 and not algorithm.use_kl_loss:
+        yield (
+            f"kl_loss_coef {algorithm.kl_loss_coef} does nothing without a KL loss; add "
+            f"{cure('use_kl_loss', True)}"
+        )
+
+
+def _optimizer(config: RunConfig) -> Iterator[str]:
+    own = config.optimizer
+    if own.min_lr > own.lr:
+        yield f"min_lr {own.min_lr} is above lr {own.lr}; lower {cure('min_lr')}"
+    if own.lr_decay_iters is not None and own.lr_warmup_iters >= own.lr_decay_iters:
+        yield (
+            f"lr_warmup_iters {own.lr_warmup_iters} does not end before lr_decay_iters "
+            f"{own.lr_decay_iters}; lower {cure('lr_warmup_iters')}"
+        )
+
+
+def _evaluation(config: RunConfig) -> Iterator[str]:
+    try:
+        sets = eval_sets(config)
+    except ConfigError as error:
+        yield str(error)
+        return
+    if config.eval.eval_interval is not None and not sets:
+        yield (
+            f"eval_interval {config.eval.eval_interval} has nothing to evaluate; "
+            f"{cure('eval_prompt_data', 'NAME PATH')}, or leave eval_interval out"
+        )
+    for own in sets:
+        yield from _missing_data(f"evaluation set '{own.name}':", own.path)
+        rewarded = own.rm_type or own.custom_rm_path or config.reward.rm_type
+        hooks = config.hooks
+        rewarded = rewarded or hooks.custom_rm_path or hooks.eval_function_path
+        if not (rewarded or hooks.rollout_function_path or hooks.custom_generate_function_path):
+            yield (
+                f"evaluation set '{own.name}' has no reward; {cure('rm_type', 'math')}, "
+                f"{cure('custom_rm_path', 'path/reward.py:reward')}, or rm_type in "
+                f"[eval.eval_sets.{own.name}]"
+            )
+
+
+def _checkpoint(config: RunConfig) -> Iterator[str]:
+    own = config.checkpoint
+    if own.load is not None and own.load != own.save and not Path(own.load).exists():
+        yield (
+            f"load '{own.load}' does not exist (looked from {Path.cwd()}); expected a checkpoint "
+            f"or a directory of them; {cure('load', 'DIR')}"
+        )
+    if own.save is not None and Path(own.save).is_file():
+        yield f"save '{own.save}' is a file, expected a directory; {cure('save', 'DIR')}"
+
+
+def _debug(config: RunConfig) -> Iterator[str]:
+    debug = config.debug
+    if debug.debug_rollout_only and config.train_only:
+        which = "load_debug_rollout_data" if debug.load_debug_rollout_data else "debug_train_only"
+        yield (
+            f"debug_rollout_only never trains, {which} only trains; leave one of them out "
+            f"({cure('debug_rollout_only', False)})"
+        )
+    elif debug.debug_train_only and debug.load_debug_rollout_data is None:
+        yield (
+            "debug_train_only has no samples to train on; "
+            f"{cure('load_debug_rollout_data', _STEP_PATH)}"
+        )
+    path = debug.save_debug_rollout_data
+    if path is not None and "{rollout_id}" not in path and config.data.num_rollout != 1:
+        yield (
+            f"save_debug_rollout_data '{path}' would be overwritten every step; name the step: "
+            f"{cure('save_debug_rollout_data', _STEP_PATH)}"
+        )
+
+
+_RULES: tuple[Rule, ...] = (
+    _mode,
+    _model,
+    _length_of_run,
+    _data,
+    _batch,
+    _rollout,
+    _lengths,
+    _reward,
+    _algorithm,
+    _optimizer,
+    _evaluation,
+    _checkpoint,
+    _debug,
+)

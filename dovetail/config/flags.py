@@ -1,0 +1,123 @@
+"""Flags, generated from the declarations: `--` + leaf name with dashes.
+
+A small reader of our own instead of argparse, because foreign flags (engine owners', the slime
+family's) must be recognised without being declared one by one, and an unknown flag has to be named
+together with its nearest neighbour before anything else is complained about.
+
+    --rollout-batch-size 32     a value; also --rollout-batch-size=32
+    --partial-rollout           true; --no-partial-rollout is false
+    --rollout-stop a b          a list: everything up to the next flag; --no-rollout-stop is empty
+    --no-eval-interval          unset
+    --apply-chat-template-kwargs '{"enable_thinking": false}'     JSON
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from dovetail.config.aliases import ALIASES
+from dovetail.config.incoming import Incoming, understood, unknown
+from dovetail.config.leaves import Leaf, leaves
+from dovetail.types.errors import ConfigError
+
+_TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+def split_files(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Run files (everything before the first flag) and flags."""
+    first = next((i for i, token in enumerate(argv) if token.startswith("--")), len(argv))
+    return list(argv[:first]), list(argv[first:])
+
+
+def read_flags(tokens: Sequence[str], into: Incoming) -> None:
+    """Put every flag of a command line into `into`.
+
+    Raises:
+        ConfigError: an unknown flag, a missing or surplus value, a value of the wrong form.
+    """
+    at = 0
+    while at < len(tokens):
+        if not tokens[at].startswith("--"):
+            raise ConfigError(
+                f"on the command line: unexpected '{tokens[at]}'; run files come before all flags, "
+                "and a value follows its own flag"
+            )
+        end = at + 1
+        while end < len(tokens) and not _is_flag(tokens[end]):
+            end += 1
+        taken = _read_one(tokens[at], tokens[at + 1 : end], into)
+        at += 1 + taken
+
+
+def _is_flag(token: str) -> bool:
+    return token.startswith("--") and len(token) > 2
+
+
+def _read_one(token: str, following: Sequence[str], into: Incoming) -> int:
+    """Read one flag; how many of the following tokens it took."""
+    written, has_value, inline = token.partition("=")
+    name = written[2:].replace("-", "_")
+    values = [inline] if has_value else list(following)
+    origin = f"flag {written}"
+    negated = leaves().get(name.removeprefix("no_")) if name.startswith("no_") else None
+    if name not in leaves() and negated is not None:
+        into.put(negated.name, _negated(negated, written, has_value), origin)
+        return 0
+    if not understood(name):
+        raise unknown(name, written, "on the command line", style="flag")
+    leaf = leaves().get(name)
+    if leaf is None:
+        return _read_foreign(name, values, has_value, origin, into)
+    value, taken = _typed(leaf, written, values, has_value)
+    into.put(name, value, origin)
+    return taken
+
+
+def _negated(leaf: Leaf, written: str, has_value: str) -> Any:
+    if has_value or not leaf.can_be_negated:
+        reason = "takes no value" if has_value else f"does not exist: {leaf.name} is always set"
+        raise ConfigError(
+            f"on the command line: {written} {reason}; use {leaf.flag} ({leaf.expected})"
+        )
+    return leaf.empty
+
+
+def _read_foreign(name: str, values: list[str], has_value: str, origin: str, into: Incoming) -> int:
+    alias = ALIASES.get(name)
+    if alias is not None and not has_value and not alias.takes_value:
+        into.put(name, True, origin)
+        return 0
+    plain: Any = True if not values else values[0] if len(values) == 1 else values
+    if alias is not None and not alias.takes_value:
+        plain = _truth(values[0], origin)
+    into.put(name, plain, origin)
+    return 0 if has_value else len(values)
+
+
+def _typed(leaf: Leaf, written: str, values: list[str], has_value: str) -> tuple[Any, int]:
+    if leaf.kind == "bool":
+        return (_truth(values[0], written) if has_value else True), 0
+    if leaf.is_list:
+        return values, 0 if has_value else len(values)
+    if not values:
+        raise ConfigError(f"on the command line: {written} needs a value: {leaf.expected}")
+    taken = 0 if has_value else 1
+    return (_json(written, values[0]) if leaf.kind == "json" else values[0]), taken
+
+
+def _truth(text: str, written: str) -> bool:
+    if text.lower() not in _TRUTH:
+        raise ConfigError(f"on the command line: {written} got '{text}', expected true or false")
+    return _TRUTH[text.lower()]
+
+
+def _json(written: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"on the command line: {written} got {text!r}, expected a JSON object like "
+            f"'{{\"key\": 1}}' ({error})"
+        ) from None

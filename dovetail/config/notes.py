@@ -1,0 +1,47 @@
+"""Settings that are fine but do nothing in this run: told once, never an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dovetail.config.run import RunConfig
+
+
+def notes(config: RunConfig) -> list[str]:
+    """One line for each setting without effect."""
+    return [*_of_data(config), *_of_training(config)]
+
+
+def _of_data(config: RunConfig) -> Iterator[str]:
+    data, rollout, own = config.data, config.rollout, config.eval
+    over = rollout.over_sampling_batch_size
+    if data.num_rollout is not None and data.num_epoch is not None:
+        yield f"num_epoch {data.num_epoch} is ignored: num_rollout {data.num_rollout} is set"
+    if data.apply_chat_template_kwargs and not data.apply_chat_template:
+        yield "apply_chat_template_kwargs does nothing without --apply-chat-template"
+    if rollout.partial_rollout and (over is None or over == rollout.rollout_batch_size):
+        hook = config.hooks.dynamic_sampling_filter_path
+        if hook is None:
+            yield (
+                "partial_rollout keeps the surplus of a step, but nothing is surplus: "
+                "over_sampling_batch_size is not above rollout_batch_size"
+            )
+    if own.eval_interval is None and (own.eval_prompt_data or own.eval_sets):
+        yield "the evaluation sets are not used: --eval-interval is not set"
+    if own.n_samples_per_eval_prompt > 1 and own.eval_temperature == 0:
+        yield (
+            f"eval_temperature 0 is greedy: all {own.n_samples_per_eval_prompt} samples of an "
+            "evaluation prompt will be the same"
+        )
+
+
+def _of_training(config: RunConfig) -> Iterator[str]:
+    algorithm, optimizer = config.algorithm, config.optimizer
+    if config.is_sft and config.rollout.n_samples_per_prompt > 1:
+        yield "sft_loss trains each row n_samples_per_prompt times over: all copies are the same"
+    if config.model.ref_load and not (algorithm.use_kl_loss or algorithm.kl_coef > 0):
+        yield "ref_load is not loaded: there is no KL (--use-kl-loss or --kl-coef)"
+    if optimizer.lr_decay_style == "constant" and optimizer.min_lr > 0:
+        yield "min_lr does nothing with --lr-decay-style constant"
+    if config.debug.debug_rollout_only and config.checkpoint.save_interval is not None:
+        yield "save_interval does nothing: debug_rollout_only changes no weights"

@@ -1,0 +1,20 @@
+"""Settings of engine and trainer owners, handed through by prefix: --vllm-*, --sglang-*, ..."""
+
+from __future__ import annotations
+
+PREFIXES = ("vllm", "sglang", "megatron", "router")
+"""Each is also a TOML table: `[vllm] max_num_seqs = 64` is `--vllm-max-num-seqs 64`."""
+
+
+def is_passthrough(name: str) -> bool:
+    """Whether a leaf-like name (`vllm_max_num_seqs`) belongs to somebody else's settings."""
+    return name.partition("_")[0] in PREFIXES and "_" in name
+
+
+def without_effect_note(names: list[str]) -> str:
+    """One line for all handed-through settings of a run whose parts read none of them."""
+    flags = ", ".join("--" + name.replace("_", "-") for name in names)
+    return (
+        f"kept, but without effect in this run: {flags} (mode 'local' starts no vLLM, SGLang or "
+        "Megatron)"
+    )
