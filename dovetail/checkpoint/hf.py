@@ -1,0 +1,314 @@
+"""Hugging Face directories in and out: local, safetensors only, nothing asked of the network.
+
+A model is loaded whole or not at all: a tensor that the weights lack or that has another shape is
+an error, never a random start. An export appears under its name in one step, as a checkpoint does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dovetail.checkpoint.files import free_bytes, readable_bytes, remove_tree, writing_failed
+from dovetail.observe.atomic import fsync_directory
+from dovetail.types.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+T = TypeVar("T")
+
+EXPORT_MARK = "dovetail_export.json"
+"""Marks a directory that `save_hf` wrote and may replace."""
+_INDEX = "model.safetensors.index.json"
+_FLAG = "--hf-checkpoint ([model] hf_checkpoint)"
+_REF_CURE = f"Give a directory in Hugging Face form to {_FLAG}"
+_UNFINISHED, _REPLACED = ".unfinished-", ".replaced-"
+
+
+def load_model(
+    path: Path | str,
+    dtype: torch.dtype | str,
+    device: torch.device | str = "cpu",
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The causal language model in directory `path`, in eval mode, as `dtype` on `device`.
+
+    Raises:
+        ConfigError: `path` is no directory, or has no usable config.
+        CheckpointError: the weights are missing, damaged, incomplete or of other shapes.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    directory = _model_directory(path)
+    _check_weights(directory)
+    kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise ConfigError(f"unknown type of weights {dtype!r}; use --dtype bfloat16 or float32")
+
+    def read() -> tuple[PreTrainedModel, dict[str, Any]]:
+        return AutoModelForCausalLM.from_pretrained(
+            str(directory),
+            dtype=kind,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            # Reported below as an error; without this, transformers raises one without names.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+
+    model, found = _read(read, f"model in {directory}")
+    _check_complete(directory, found)
+    return model.to(device).eval()
+
+
+def load_tokenizer(path: Path | str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer in directory `path`.
+
+    Raises:
+        ConfigError: `path` is no directory, or has no tokenizer files.
+        CheckpointError: the tokenizer files are damaged.
+    """
+    from transformers import AutoTokenizer
+
+    directory = _model_directory(path)
+    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+    if not any((directory / name).is_file() for name in names):
+        raise ConfigError(
+            f"no tokenizer in {directory}: expected one of {', '.join(names)}. "
+            f"Save one there with tokenizer.save_pretrained, or change {_FLAG}"
+        )
+
+    def read() -> PreTrainedTokenizerBase:
+        return AutoTokenizer.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=trust_remote_code
+        )
+
+    return _read(read, f"tokenizer in {directory}")
+
+
+def eos_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Ids that end a response, sorted.
+
+    They are those of the generation config, or of the model config if it has none, and the tokenizer's.
+    """
+    ids: set[int] = set()
+    for config in (getattr(model, "generation_config", None), getattr(model, "config", None)):
+        value = getattr(config, "eos_token_id", None)
+        if value is not None:
+            ids.update([value] if isinstance(value, int) else value)
+            break
+    own = getattr(tokenizer, "eos_token_id", None)
+    if own is not None:
+        ids.add(own)
+    return tuple(sorted(ids))
+
+
+def check_export_path(path: Path | str) -> None:
+    """Refuse, before a run, a place that `save_hf` would refuse at its end.
+
+    Raises:
+        ConfigError: there is something that is not an export of ours.
+    """
+    path = Path(path)
+    if not path.exists() or (path / EXPORT_MARK).is_file():
+        return
+    if not path.is_dir() or any(path.iterdir()):
+        raise ConfigError(
+            f"{path} exists and is not an export of an earlier run; it is not overwritten. "
+            "Choose another --save-hf ([checkpoint] save_hf)"
+        )
+
+
+def save_hf(model: PreTrainedModel, tokenizer: Any, path: Path | str) -> Path:
+    """Write model and tokenizer as a Hugging Face directory that appears whole under `path`.
+
+    An earlier export under the same name is replaced.
+
+    Raises:
+        ConfigError: something else is there.
+        CheckpointError: it can't be written; an earlier export is as it was.
+    """
+    path = Path(path).absolute()
+    check_export_path(path)
+    needed = sum(p.numel() * p.element_size() for p in model.parameters()) + (1 << 20)
+    aside = path.with_name(f"{_UNFINISHED}{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_tree(aside)
+        with _quiet():
+            model.save_pretrained(aside)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(aside)
+        mark = {"format": "dovetail-export", "parameters": model.num_parameters()}
+        (aside / EXPORT_MARK).write_text(json.dumps(mark) + "\n")
+        _fsync_tree(aside)
+        _swap(aside, path)
+    except BaseException as error:
+        remove_tree(aside)
+        failure = _as_os_error(error, path, needed)
+        if failure is None:
+            raise
+        cure = "Free space or choose another --save-hf ([checkpoint] save_hf)."
+        raise writing_failed("the exported model", path, failure, needed, cure) from error
+    return path
+
+
+def _model_directory(path: Path | str) -> Path:
+    directory = Path(path)
+    if not directory.exists():
+        raise ConfigError(
+            f"no model at {path}: a local directory is expected, names on a hub are not looked up. "
+            f"{_REF_CURE}"
+        )
+    if not directory.is_dir():
+        raise ConfigError(f"{path} is a file; a model directory is expected. {_REF_CURE}")
+    config = directory / "config.json"
+    try:
+        content = json.loads(config.read_bytes())
+    except FileNotFoundError as error:
+        raise ConfigError(f"no config.json in {directory}. {_REF_CURE}") from error
+    except OSError as error:
+        raise CheckpointError(f"{config} can't be read: {error.strerror}. {_REF_CURE}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{config} is not JSON: {error}. {_REF_CURE}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
+        raise CheckpointError(f"{config} names no model_type. {_REF_CURE}")
+    return directory
+
+
+def _check_weights(directory: Path) -> None:
+    single, index = directory / "model.safetensors", directory / _INDEX
+    if single.is_file():
+        names = {single.name}
+    elif index.is_file():
+        names = _shards(index)
+    elif list(directory.glob("*.bin")) or list(directory.glob("*.pt*")):
+        raise CheckpointError(
+            f"{directory} has its weights as pickle files, which can run code when read; "
+            "save it again as safetensors (model.save_pretrained) and give that directory to "
+            f"{_FLAG}"
+        )
+    else:
+        raise CheckpointError(
+            f"no weights in {directory}: neither model.safetensors nor {_INDEX}. {_REF_CURE}"
+        )
+    for name in sorted(names):
+        if not (directory / name).is_file():
+            raise CheckpointError(f"{directory} lacks the weight file {name}. {_REF_CURE}")
+
+
+def _shards(index: Path) -> set[str]:
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+    except OSError as error:
+        raise CheckpointError(f"{index} can't be read: {error.strerror}. {_REF_CURE}") from error
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not an index of weights: {error!r}") from error
+    for name in names:
+        plain = isinstance(name, str) and Path(name).name == name
+        if not plain or not name.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{index} names {name!r}; only safetensors files beside it are read"
+            )
+    return names
+
+
+def _read(read: Callable[[], T], what: str) -> T:
+    """Call `read` in silence; what a library raises becomes an error that says what to do."""
+    try:
+        with _quiet():
+            return read()
+    except OSError as error:
+        raise CheckpointError(
+            f"the {what} can't be read: {_first_line(error)}. {_REF_CURE}"
+        ) from error
+    # transformers, tokenizers and safetensors raise bare Exception subclasses on damaged files.
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ConfigError(
+                f"the {what} comes with Python code of its own, which is not run by default; "
+                "if you trust it, pass --trust-remote-code ([model] trust_remote_code = true)"
+            ) from error
+        raise CheckpointError(
+            f"the {what} can't be loaded: {type(error).__name__}: {_first_line(error)}. {_REF_CURE}"
+        ) from error
+
+
+def _check_complete(directory: Path, found: dict[str, Any]) -> None:
+    wrong = {
+        "are missing": sorted(found.get("missing_keys", ())),
+        "have another shape": sorted(str(key) for key in found.get("mismatched_keys", ())),
+    }
+    for how, names in wrong.items():
+        if names:
+            raise CheckpointError(
+                f"the weights in {directory} do not fit its config.json: {len(names)} tensors "
+                f"{how}, e.g. {', '.join(names[:3])}; they would start as random numbers. {_REF_CURE}"
+            )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines or [type(error).__name__])[0][:300].rstrip(".")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the progress bars and notes of transformers off the terminal, and restore them after."""
+    from transformers.utils import logging as hf_logging
+
+    verbosity = hf_logging.get_verbosity()
+    bars = hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity(hf_logging.CRITICAL)
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def _fsync_tree(directory: Path) -> None:
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+    fsync_directory(directory)
+
+
+def _swap(aside: Path, path: Path) -> None:
+    replaced = path.with_name(f"{_REPLACED}{path.name}")
+    remove_tree(replaced)
+    if path.exists():
+        path.rename(replaced)
+    try:
+        aside.rename(path)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(path)
+        raise
+    fsync_directory(path.parent)
+    remove_tree(replaced)
+
+
+def _as_os_error(error: BaseException, path: Path, needed: int) -> OSError | None:
+    """The operating system's error behind `error`; safetensors wraps it as text of its own kind."""
+    if isinstance(error, OSError):
+        return error
+    if type(error).__name__ != "SafetensorError":
+        return None
+    free = free_bytes(path)
+    note = "" if free >= needed else f" with {readable_bytes(free)} free"
+    return OSError(0, f"{_first_line(error)}{note}")
