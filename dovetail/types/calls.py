@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dovetail.types.sample import Group, Sample
+
+if TYPE_CHECKING:
+    from dovetail.types.ports import DataSource, Engine, Scorer, Tokenizer
 
 
 class FinishReason(StrEnum):
@@ -82,6 +86,87 @@ class GenerateResult:
     """Prompt tokens whose keys and values were shared instead of computed again."""
     routed_experts: Any = None
     """[prompt + response - 1, layers, top_k] int32, or None."""
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class GenerateCall:
+    """What a generate function gets: one sample to answer, and the means to do so.
+
+    It also has the attributes of miles' `GenerateFnInput`: `state`, `args`, `sampling_params`.
+
+    Example:
+        >>> async def generate(call):
+        ...     return await call.default(call.sample, call.sampling)
+    """
+
+    sample: Sample
+    sampling: SamplingParams
+    """Its seed is the sample's own."""
+    engine: Engine
+    tokenizer: Tokenizer
+    default: Callable[[Sample, SamplingParams], Awaitable[Sample]]
+    """The built-in generate function."""
+    evaluation: bool = False
+    args: Any = None
+    """Flat view over the configuration."""
+    is_aborted: Callable[[], bool] = _never
+    processor: Any = None
+
+    @property
+    def aborted(self) -> bool:
+        """True once the step has enough groups: finish early, with status ABORTED."""
+        return self.is_aborted()
+
+    @property
+    def state(self) -> GenerateCall:
+        """What miles' plugins read of their state: args, tokenizer, processor, aborted."""
+        return self
+
+    @property
+    def sampling_params(self) -> dict[str, Any]:
+        """`sampling` as a fresh dict under the slime family's keys."""
+        return {
+            "temperature": self.sampling.temperature,
+            "top_p": self.sampling.top_p,
+            "top_k": self.sampling.top_k,
+            "min_p": self.sampling.min_p,
+            "max_new_tokens": self.sampling.max_new_tokens,
+            "min_new_tokens": self.sampling.min_new_tokens,
+            "stop": list(self.sampling.stop) or None,
+            "stop_token_ids": list(self.sampling.stop_token_ids) or None,
+            "skip_special_tokens": self.sampling.skip_special_tokens,
+            "no_stop_trim": True,
+            "spaces_between_special_tokens": False,
+            "sampling_seed": self.sampling.seed,
+        }
+
+
+@dataclass(frozen=True)
+class RolloutCall:
+    """What a rollout or evaluation function gets: which step, and the parts that the default one uses.
+
+    Example:
+        >>> async def rollout(call):
+        ...     output = await call.default(call.rollout_id)
+        ...     output.metrics["rollout/mine"] = 1.0
+        ...     return output
+    """
+
+    rollout_id: int
+    evaluation: bool = False
+    data_source: DataSource | None = None
+    engine: Engine | None = None
+    tokenizer: Tokenizer | None = None
+    scorer: Scorer | None = None
+    default: Callable[[int], Awaitable[Any]] | None = None
+    """The built-in function of this slot, taking the rollout id."""
+    args: Any = None
+    """Flat view over the configuration."""
+    weight_version: int | None = None
 
 
 @dataclass(slots=True)

@@ -33,6 +33,10 @@ class HookError(UsageError):
     """A user's function can't be found, or does not match any call form of its slot."""
 
 
+class HookRunError(DovetailError, RuntimeError):
+    """A user's function raised, or gave back something of a wrong shape, during the run."""
+
+
 class MissingExtraError(UsageError, ImportError):
     """An optional package is needed; the message names the extra that installs it."""
 
@@ -47,6 +51,10 @@ class EngineError(DovetailError, RuntimeError):
 
 class RequestTooLongError(EngineError, ValueError):
     """A request can never fit the engine's memory or context; the message has the numbers."""
+
+
+class RolloutError(DovetailError, RuntimeError):
+    """A step can't be filled: all groups were dropped or failed, or the source ran dry."""
 
 
 class RewardError(DovetailError, RuntimeError):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from dovetail.types.calls import GenerateRequest, GenerateResult
-from dovetail.types.sample import Group
+from dovetail.types.sample import Group, Sample
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +76,19 @@ class DataSource(Protocol):
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Sets `sample.reward`. A failing reward is its own matter; what it raises ends the run."""
+
+    async def score(self, sample: Sample) -> None:
+        """Score one finished sample."""
+        ...
+
+    async def score_group(self, samples: list[Sample]) -> None:
+        """Score all siblings of a finished group at once."""
+        ...
 
 
 @runtime_checkable

@@ -64,6 +64,11 @@ class RolloutConfig(Section):
     max_dropped_groups: int = Field(
         1000, ge=1, description="A step that drops this many groups in a row stops the run."
     )
+    max_failed_groups: int = Field(
+        16,
+        ge=1,
+        description="Groups in a row whose generate function raised that stop the run.",
+    )
     abort_grace_s: float = Field(
         10.0, ge=0, description="Seconds to wait for judges and tools of aborted groups."
     )

@@ -1,0 +1,97 @@
+"""Groups under way: started in order, taken as they finish, landed when the step is full."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from dovetail.types import Group
+
+_FAREWELL_S = 1.0
+"""For user code that cleans up, or swallows its cancellation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """One group's end. Exactly one of `made`, `error`, `cut_off` says how."""
+
+    prompts: Group
+    """The group as the source gave it (its samples may have been written to)."""
+    made: Group | None = None
+    error: Exception | None = None
+    cut_off: bool = False
+    """Its judges or tools were cancelled."""
+    tokens_before: int = 0
+    """Response tokens that the source gave with it (partial rollout)."""
+
+    @property
+    def new_tokens(self) -> int:
+        """Response tokens made since it was launched."""
+        return max(0, count_tokens(self.made or self.prompts) - self.tokens_before)
+
+
+def count_tokens(group: Group) -> int:
+    """Response tokens of all siblings."""
+    return sum(sample.response_length for sample in group)
+
+
+class Flight:
+    """Runs groups concurrently. Nothing here iterates a set, so equal events give equal order."""
+
+    def __init__(self, run_group: Callable[[Group], Awaitable[Group]]) -> None:
+        self._run_group = run_group
+        self._in_air: dict[int, tuple[Group, asyncio.Task[None]]] = {}
+        self._landed: asyncio.Queue[tuple[int, Landed]] = asyncio.Queue()
+        self._launched = 0
+
+    @property
+    def in_air(self) -> int:
+        """Groups not taken yet."""
+        return len(self._in_air)
+
+    def launch(self, groups: list[Group]) -> None:
+        """Start these groups, in order."""
+        for group in groups:
+            number, self._launched = self._launched, self._launched + 1
+            self._in_air[number] = (group, asyncio.create_task(self._fly(number, group)))
+
+    async def next(self) -> Landed:
+        """Wait for the next group to finish."""
+        number, landed = await self._landed.get()
+        del self._in_air[number]
+        return landed
+
+    async def land(self, grace_s: float) -> list[Landed]:
+        """All others, in the order they were launched; after `grace_s` seconds they are cut off."""
+        if self._in_air:
+            await asyncio.wait([task for _, task in self._in_air.values()], timeout=grace_s)
+        await self.cancel()
+        ends: dict[int, Landed] = {}
+        while not self._landed.empty():
+            number, landed = self._landed.get_nowait()
+            ends[number] = landed
+        in_air, self._in_air = self._in_air, {}
+        # Cancelled before its first turn, or swallowing its cancellation, a task left no end.
+        return [
+            ends.get(number, Landed(group, cut_off=True)) for number, (group, _) in in_air.items()
+        ]
+
+    async def cancel(self) -> None:
+        """Cut off whatever is still in the air, and give it a moment to be gone."""
+        tasks = [task for _, task in self._in_air.values()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_FAREWELL_S)
+
+    async def _fly(self, number: int, group: Group) -> None:
+        before = count_tokens(group)
+        try:
+            landed = Landed(group, made=await self._run_group(group), tokens_before=before)
+        except asyncio.CancelledError:
+            landed = Landed(group, cut_off=True, tokens_before=before)
+        # A policy of the rollout: it counts a user's error, and lets ours travel.
+        except Exception as error:
+            landed = Landed(group, error=error, tokens_before=before)
+        self._landed.put_nowait((number, landed))

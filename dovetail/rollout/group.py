@@ -1,0 +1,127 @@
+"""One group: its siblings generated at once, each scored when it is finished (or all together)."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from dovetail.rollout.generate import generate, status_of
+from dovetail.rollout.sampling import mix_seed
+from dovetail.types import DovetailError, GenerateCall, Group, HookRunError, Sample, SamplingParams
+from dovetail.types.ports import Engine, Scorer, Tokenizer
+
+GenerateHook = Callable[[GenerateCall], Awaitable[Sample | list[Sample]]]
+
+
+@dataclass
+class GroupRunner:
+    """Makes and scores the responses of one group after another; groups run concurrently."""
+
+    engine: Engine
+    tokenizer: Tokenizer
+    scorer: Scorer
+    generate: GenerateHook | None = None
+    """The user's generate function; None: the built-in one."""
+    group_rm: bool = False
+    evaluation: bool = False
+    max_context_len: int | None = None
+    mask_offpolicy: bool = False
+    """Do not train on what a resumed sample brought along."""
+    aborted: bool = False
+    """Set by whoever ends the step: samples that have not started yet come back ABORTED at once."""
+
+    async def run(self, group: Group, sampling: SamplingParams, *seed_parts: int | str) -> Group:
+        """The finished group: siblings in order, each fanned-out sample in its sibling's place.
+
+        A sample's seed comes from `seed_parts` and its index. Samples that came back ABORTED are
+        not scored; a group with one of them is not scored as a group.
+
+        Raises:
+            DovetailError: the engine, the scorer or our checks failed.
+            Exception: whatever the first failing sibling's generate function raised; by then all
+                siblings have ended.
+        """
+        outcomes = await asyncio.gather(
+            *(self._run_sample(sample, sampling, seed_parts) for sample in group),
+            return_exceptions=True,
+        )
+        errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        for error in sorted(errors, key=lambda e: not isinstance(e, DovetailError)):
+            raise error
+        finished = [sample for made in outcomes if isinstance(made, list) for sample in made]
+        unscored = any(sample.reward is None for sample in finished)
+        if self.group_rm and unscored and all(is_finished(sample) for sample in finished):
+            await self.scorer.score_group(finished)
+        return finished
+
+    async def _run_sample(
+        self, sample: Sample, sampling: SamplingParams, seed_parts: tuple[int | str, ...]
+    ) -> list[Sample]:
+        if self.aborted and not is_finished(sample):
+            sample.status = Sample.Status.ABORTED
+            return [sample]
+        if self.mask_offpolicy and sample.response_length and not is_done(sample):
+            sample.loss_mask = [0] * sample.response_length
+        seed = mix_seed(*seed_parts, sample.index if sample.index is not None else -1)
+        try:
+            made = await self._generate(sample, dataclasses.replace(sampling, seed=seed))
+        except asyncio.CancelledError:
+            # Its function may have been cut off between two writes.
+            sample.reset_for_retry()
+            raise
+        for one in made:
+            if not self.group_rm and is_finished(one) and one.reward is None:
+                await self.scorer.score(one)
+        return made
+
+    async def _generate(self, sample: Sample, sampling: SamplingParams) -> list[Sample]:
+        if self.generate is None or is_done(sample):
+            return [await self._default(sample, sampling)]
+        call = GenerateCall(
+            sample=sample,
+            sampling=sampling,
+            engine=self.engine,
+            tokenizer=self.tokenizer,
+            default=self._default,
+            evaluation=self.evaluation,
+            is_aborted=lambda: self.aborted,
+        )
+        return _checked(await self.generate(call), sample)
+
+    async def _default(self, sample: Sample, sampling: SamplingParams) -> Sample:
+        return await generate(
+            self.engine, self.tokenizer, sample, sampling, max_context_len=self.max_context_len
+        )
+
+
+def is_done(sample: Sample) -> bool:
+    """No token will be added: it ended by itself or by a limit."""
+    return status_of(sample) in (Sample.Status.COMPLETED, Sample.Status.TRUNCATED)
+
+
+def is_finished(sample: Sample) -> bool:
+    """It can be scored: everything but pending and aborted."""
+    return status_of(sample) not in (Sample.Status.PENDING, Sample.Status.ABORTED)
+
+
+def _checked(made: Any, sample: Sample) -> list[Sample]:
+    """What a generate function gave back, as a list whose samples know where they belong."""
+    samples = list(made) if isinstance(made, list | tuple) else [made]
+    if not samples or not all(isinstance(one, Sample) for one in samples):
+        got = "an empty list" if made == [] else f"{type(made).__name__} ({str(made)[:80]!r})"
+        raise HookRunError(
+            f"the generate function gave back {got} for sample {sample.index}; expected a Sample "
+            "or a list of Samples (--custom-generate-function-path, TOML "
+            "hooks.custom_generate_function_path)"
+        )
+    for one in samples:
+        one.group_index = sample.group_index if one.group_index is None else one.group_index
+        one.index = sample.index if one.index is None else one.index
+        if len(samples) > 1 and one.rollout_id is None:
+            one.rollout_id = sample.index
+        if status_of(one) is Sample.Status.PENDING:
+            one.status = Sample.Status.COMPLETED
+    return samples

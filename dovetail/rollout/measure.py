@@ -1,0 +1,90 @@
+"""What a step's or an evaluation's samples look like in numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from dovetail.rollout.admit import Admission
+from dovetail.rollout.generate import status_of
+from dovetail.types import Group, RolloutError, Sample
+
+
+def reward_value(sample: Sample, reward_key: str | None) -> float:
+    """The number in `sample.reward`.
+
+    Raises:
+        RolloutError: it is missing, or a dict that does not have `reward_key`.
+    """
+    reward = sample.reward
+    if isinstance(reward, dict):
+        if reward_key is None or reward_key not in reward:
+            raise RolloutError(
+                f"the reward of sample {sample.index} is a dict with the keys {sorted(reward)}, "
+                f"and reward_key is {reward_key!r}; name one of them with --reward-key (TOML "
+                "reward.reward_key)"
+            )
+        reward = reward[reward_key]
+    if reward is None:
+        raise RolloutError(
+            f"sample {sample.index} of group {sample.group_index} has no reward; choose one with "
+            "--rm-type or --custom-rm-path (TOML reward.rm_type, hooks.custom_rm_path)"
+        )
+    return float(reward)
+
+
+def shape_metrics(samples: Sequence[Sample]) -> dict[str, float]:
+    """Lengths and ends of responses, without a prefix."""
+    lengths = [sample.response_length for sample in samples]
+    return {
+        "response_length": mean(lengths),
+        "response_length_max": float(max(lengths, default=0)),
+        "truncated": mean(status_of(s) is Sample.Status.TRUNCATED for s in samples),
+    }
+
+
+def rollout_metrics(
+    groups: Sequence[Group], admission: Admission, new_tokens: int, reward_key: str | None
+) -> dict[str, float]:
+    """`rollout/...` of one step: the kept samples, and what became of all groups."""
+    samples = [sample for group in groups for sample in group]
+    rewards = [[reward_value(sample, reward_key) for sample in group] for group in groups]
+    flat = [reward for group in rewards for reward in group]
+    metrics = {
+        "reward": mean(flat),
+        "reward_std": mean(deviation(group) for group in rewards),
+        "groups_all_equal": mean(max(group) == min(group) for group in rewards if group),
+        **shape_metrics(samples),
+        "tokens": float(sum(sample.response_length for sample in samples)),
+        "generated_tokens": float(new_tokens),
+        "removed_samples": float(sum(sample.remove_sample for sample in samples)),
+        "resumed_samples": float(sum("start_rollout_id" in s.metadata for s in samples)),
+        "prefix_cache_hit_rate": _cached(samples),
+        "non_generation_s": mean(sample.non_generation_time for sample in samples),
+        "issued_groups": float(admission.issued),
+        "dropped_groups": float(admission.dropped.total()),
+        "failed_groups": float(admission.failed.total()),
+        "put_back_groups": float(admission.put_back),
+        "discarded_groups": float(admission.discarded),
+        **{f"dynamic_filter/drop_{why}": float(n) for why, n in sorted(admission.dropped.items())},
+        **{f"failed/{why}": float(n) for why, n in sorted(admission.failed.items())},
+    }
+    return {f"rollout/{name}": value for name, value in metrics.items()}
+
+
+def mean(values: Iterable[float]) -> float:
+    """Arithmetic mean; 0.0 of nothing."""
+    values = list(values)
+    return math.fsum(values) / len(values) if values else 0.0
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Population standard deviation; 0.0 of fewer than two."""
+    centre = mean(values)
+    return math.sqrt(mean((value - centre) ** 2 for value in values))
+
+
+def _cached(samples: Sequence[Sample]) -> float:
+    total = sum(sample.prefix_cache_info.total_prompt_tokens for sample in samples)
+    cached = sum(sample.prefix_cache_info.cached_tokens for sample in samples)
+    return cached / total if total else 0.0

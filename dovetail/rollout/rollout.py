@@ -1,0 +1,213 @@
+"""The default rollout function: collects the groups of one step.
+
+source.get_samples --> Flight: groups run concurrently --next finished--> filter --> Admission
+      ^                                                                                 |
+      | partial rollout: unfinished and surplus groups                                  | enough
+      +------------------------------ land <------------ engine.abort <-----------------+
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from dovetail.config.sections import RolloutConfig
+from dovetail.rollout.admit import Admission
+from dovetail.rollout.flight import Flight, Landed
+from dovetail.rollout.group import GenerateHook, GroupRunner, is_done, is_finished
+from dovetail.rollout.measure import rollout_metrics
+from dovetail.rollout.sampling import rollout_sampling
+from dovetail.types import (
+    DovetailError,
+    DynamicFilterOutput,
+    Group,
+    RolloutError,
+    RolloutOutput,
+)
+from dovetail.types.ports import DataSource, Engine, Scorer, Tokenizer
+
+log = logging.getLogger(__name__)
+
+GroupFilter = Callable[[Group], Any]
+"""Group -> DynamicFilterOutput, or an awaitable of one."""
+OnProgress = Callable[[int, int, int], None]
+"""(groups kept, groups wanted, response tokens so far) after every finished group."""
+
+_FAILURES_LOGGED = 3
+
+
+class Rollout:
+    """Collects `rollout_batch_size` groups per call.
+
+    Args:
+        scorer: sets rewards; its errors end the run.
+        seed: a sample's sampling seed comes from it and the sample's index.
+        generate: the user's generate function, taking a `GenerateCall`.
+        group_filter: says of each finished group whether the step takes it.
+        group_rm: score whole groups instead of samples.
+        reward_key: entry of dict rewards that the metrics show.
+        max_context_len: most tokens of prompt plus response that the engine takes.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        source: DataSource,
+        scorer: Scorer,
+        rollout: RolloutConfig,
+        *,
+        seed: int,
+        generate: GenerateHook | None = None,
+        group_filter: GroupFilter | None = None,
+        group_rm: bool = False,
+        reward_key: str | None = None,
+        max_context_len: int | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        self.engine, self.source, self.config, self.seed = engine, source, rollout, seed
+        self.group_filter, self.reward_key = group_filter, reward_key
+        self.on_progress = on_progress
+        self._make_runner = lambda: GroupRunner(
+            engine,
+            tokenizer,
+            scorer,
+            generate,
+            group_rm=group_rm,
+            max_context_len=rollout.rollout_max_context_len or max_context_len,
+            mask_offpolicy=rollout.mask_offpolicy_in_partial_rollout,
+        )
+
+    async def __call__(self, rollout_id: int) -> RolloutOutput:
+        """The groups of step `rollout_id`, sorted by group index, with metrics `rollout/...`.
+
+        Groups that the step does not need go back to the source under partial rollout, and are
+        discarded and counted otherwise.
+
+        Raises:
+            RolloutError: too many groups in a row were dropped or failed, or the source gave none.
+            EngineError: the engine failed.
+        """
+        runner, admission = self._make_runner(), self._admission()
+        sampling = rollout_sampling(self.config)
+        flight = Flight(lambda group: runner.run(group, sampling, self.seed))
+        kept: list[Group] = []
+        tokens = 0
+        try:
+            while not admission.enough:
+                self._submit(admission, flight)
+                landed = await flight.next()
+                tokens += landed.new_tokens
+                if await self._admit(landed, admission):
+                    kept.append(landed.made or [])
+                self._report(admission, tokens)
+            if flight.in_air:
+                runner.aborted = True
+                await self.engine.abort()
+                # Without partial rollout nothing of the rest is used: do not wait for its judges.
+                grace_s = self.config.abort_grace_s if self.config.partial_rollout else 0.0
+                surplus = await flight.land(grace_s)
+                tokens += sum(landed.new_tokens for landed in surplus)
+                self._settle(surplus, admission, rollout_id)
+        except BaseException:
+            runner.aborted = True
+            await self.engine.abort()
+            await flight.cancel()
+            raise
+        kept.sort(key=_group_index)
+        return RolloutOutput(kept, rollout_metrics(kept, admission, tokens, self.reward_key))
+
+    def _admission(self) -> Admission:
+        config = self.config
+        return Admission(
+            target=config.rollout_batch_size,
+            submit_size=config.over_sampling_batch_size or config.rollout_batch_size,
+            max_dropped=config.max_dropped_groups,
+            max_failed=config.max_failed_groups,
+        )
+
+    def _submit(self, admission: Admission, flight: Flight) -> None:
+        wanted = admission.wanted()
+        groups = self.source.get_samples(wanted) if wanted else []
+        admission.issue(len(groups))
+        flight.launch(groups)
+        if not flight.in_air:
+            raise RolloutError(
+                f"the data source gave no prompts: {wanted} groups were asked for, the step has "
+                f"{admission.kept} of {admission.target} (--prompt-data, TOML data.prompt_data)"
+            )
+
+    async def _admit(self, landed: Landed, admission: Admission) -> bool:
+        """Count a group that finished while the step still needs groups; True: it is kept."""
+        if landed.made is None:
+            self._fail(landed, admission)
+            return False
+        if not all(is_finished(sample) for sample in landed.made):
+            # Nobody asked for the abort: the user's generate function gave up on a sample.
+            admission.drop("aborted")
+            return False
+        return admission.judge(await self._filter(landed.made))
+
+    async def _filter(self, group: Group) -> DynamicFilterOutput:
+        if self.group_filter is None:
+            return DynamicFilterOutput(keep=True)
+        output = self.group_filter(group)
+        output = await output if inspect.isawaitable(output) else output
+        if isinstance(output, DynamicFilterOutput):
+            return output
+        return DynamicFilterOutput(keep=bool(output))
+
+    def _fail(self, landed: Landed, admission: Admission) -> None:
+        error = landed.error or RuntimeError("its generate function cancelled itself")
+        if isinstance(error, DovetailError):
+            raise error
+        if admission.failed.total() < _FAILURES_LOGGED:
+            index = landed.prompts[0].group_index if landed.prompts else None
+            log.warning("group %s failed and is left out", index, exc_info=error)
+        admission.fail(error)
+
+    def _settle(self, surplus: list[Landed], admission: Admission, rollout_id: int) -> None:
+        """Groups that the step does not need: back to the source, or discarded."""
+        for landed in surplus:
+            if isinstance(landed.error, DovetailError):
+                raise landed.error
+            if self.config.partial_rollout:
+                admission.take_back()
+            else:
+                admission.discard()
+        if self.config.partial_rollout:
+            self.source.add_samples([resumable(landed, rollout_id) for landed in surplus])
+
+    def _report(self, admission: Admission, tokens: int) -> None:
+        if self.on_progress is not None:
+            self.on_progress(admission.kept, admission.target, tokens)
+
+
+def resumable(landed: Landed, rollout_id: int) -> Group:
+    """The group as the source takes it back: one sample per sibling, unfinished ones ABORTED.
+
+    A sibling that fanned out, raised or was cut off starts again from its prompt; another keeps its
+    response and is marked with the step in which that began (`metadata["start_rollout_id"]`).
+    """
+    group = landed.made if landed.made is not None else landed.prompts
+    if landed.cut_off:
+        # A thread of the user's may still write to the old ones.
+        group = copy.deepcopy(group)
+    whole = len(group) == len(landed.prompts) and landed.error is None
+    group = group if whole else landed.prompts
+    for sample in group:
+        if not whole:
+            sample.reset_for_retry()
+        elif not is_done(sample):
+            sample.status = sample.Status.ABORTED
+        if sample.response_length:
+            sample.metadata.setdefault("start_rollout_id", rollout_id)
+    return group
+
+
+def _group_index(group: Group) -> int:
+    index = group[0].group_index if group else None
+    return -1 if index is None else index
