@@ -24,9 +24,7 @@ def check(config: RunConfig) -> None:
     Raises:
         ConfigError: with every problem found, one per line.
     """
-    problems = [problem for rule in _RULES for problem in rule(config)]
-    if problems:
-        raise ConfigError("\n".join(problems))
+    _refuse([problem for rule in _RULES for problem in rule(config)])
 
 
 def check_evaluation(config: RunConfig) -> None:
@@ -38,8 +36,14 @@ def check_evaluation(config: RunConfig) -> None:
     problems = [p for rule in (_mode, _model, _lengths, _evaluation) for p in rule(config)]
     if not problems and not eval_sets(config):
         problems.append(f"nothing to evaluate; name a set: {cure('eval_prompt_data', 'NAME PATH')}")
+    _refuse(problems)
+
+
+def _refuse(problems: list[str]) -> None:
+    if len(problems) > 1:
+        raise ConfigError("\n- ".join([f"{len(problems)} problems in the settings:", *problems]))
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError(problems[0])
 
 
 def check_names(
@@ -70,8 +74,7 @@ def check_names(
         hint = f"did you mean '{closest}'? " if closest else ""
         known = ", ".join(sorted(names))
         problems.append(f"unknown {leaf} '{name}'{whose}; {hint}known: {known}; {cure(leaf)}")
-    if problems:
-        raise ConfigError("\n".join(problems))
+    _refuse(problems)
 
 
 def _mode(config: RunConfig) -> Iterator[str]:

@@ -44,7 +44,7 @@ def eval_sets(config: RunConfig) -> list[EvalSetConfig]:
             unknown key or a wrong value.
     """
     pairs = _pairs(config.eval.eval_prompt_data)
-    tables = [(name, {"path": path}) for name, path in pairs]
+    tables: list[tuple[str, dict[str, Any]]] = [(name, {"path": path}) for name, path in pairs]
     tables += list(config.eval.eval_sets.items())
     names = [name for name, _ in tables]
     for name in names:
@@ -86,10 +86,8 @@ def _inherited(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _build(name: str, table: Any, inherited: dict[str, Any]) -> EvalSetConfig:
+def _build(name: str, table: dict[str, Any], inherited: dict[str, Any]) -> EvalSetConfig:
     where = f"evaluation set '{name}' (TOML: [eval.eval_sets.{name}])"
-    if not isinstance(table, dict):
-        raise ConfigError(f"{where}: got {table!r}, expected a table with at least path")
     for key in table:
         if key not in KEYS:
             closest = nearest(key, KEYS)

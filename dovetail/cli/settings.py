@@ -1,0 +1,57 @@
+"""What train, eval and config have in common: run files and flags in, a checked configuration
+out."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dovetail.config.flags import split_files
+from dovetail.config.notes import notes
+from dovetail.config.resolve import Resolved, resolve
+
+HELP_FLAGS = ("-h", "--help")
+
+
+def asks_for_help(argv: Sequence[str]) -> bool:
+    """Whether the arguments ask what they may be."""
+    return any(token in HELP_FLAGS for token in argv)
+
+
+def read_settings(argv: Sequence[str]) -> Resolved:
+    """Resolve `[RUN.toml ...] [--flag ...]`; a run directory stands for its config.toml.
+
+    Raises:
+        ConfigError: see `dovetail.config.resolve.resolve`.
+    """
+    files, flags = split_files(argv)
+    return resolve([_run_file(Path(name)) for name in files], flags)
+
+
+def _run_file(path: Path) -> Path:
+    return path / "config.toml" if path.is_dir() else path
+
+
+def tell_notes(resolved: Resolved) -> None:
+    """Say once what has no effect in this run."""
+    for note in [*resolved.notes, *notes(resolved.config)]:
+        sys.stderr.write(f"note: {note}\n")
+
+
+def settings_help(command: str, doc: str) -> str:
+    """Help of a command that takes settings."""
+    from dovetail.config.reference import flag_help
+
+    width = min(shutil.get_terminal_size((100, 24)).columns, 120)
+    return f"""usage: dovetail {command} [RUN.toml ...] [--flag ...]
+
+{doc}
+
+A value comes from the default, then from the files from left to right, then from the flags; the
+last one wins. Files are TOML with the sections below ([model] hf_checkpoint = "..."). --no-NAME
+turns a switch off and unsets a value. Defaults stand in [brackets].
+
+{flag_help(width)}
+"""

@@ -1,0 +1,25 @@
+"""`dovetail train`."""
+
+from __future__ import annotations
+
+import sys
+
+from dovetail.cli.settings import asks_for_help, read_settings, settings_help, tell_notes
+from dovetail.config.check import check
+
+_DOC = """\
+Train a model: roll out, score, train, publish, once per step. Everything it leaves is in one
+run directory (--run-dir). Ctrl-C or SIGTERM saves and leaves; --load goes on from there."""
+
+
+def train(argv: list[str]) -> int:
+    """Resolve and check first, load torch afterwards."""
+    if asks_for_help(argv):
+        sys.stdout.write(settings_help("train", _DOC))
+        return 0
+    resolved = read_settings(argv)
+    check(resolved.config)
+    tell_notes(resolved)
+    from dovetail.run.train import run_training
+
+    return run_training(resolved).exit_code

@@ -1,0 +1,25 @@
+from pathlib import Path
+
+from dovetail.config.aliases import ALIASES, UNSUPPORTED, WITHOUT_EFFECT
+from dovetail.config.leaves import leaves
+from dovetail.config.reference import flag_help, markdown
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_the_reference_page_is_what_the_declarations_say_now() -> None:
+    page = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
+    assert page == markdown(), "docs/config.md is stale: run `make docs`"
+
+
+def test_help_has_every_flag_and_fits_its_width() -> None:
+    text = flag_help(100)
+    for leaf in leaves().values():
+        assert leaf.flag in text.replace("--[no-]", "--"), leaf.flag
+    assert max(len(line) for line in text.splitlines()) <= 100
+
+
+def test_no_name_means_two_things() -> None:
+    tables = [set(leaves()), set(ALIASES), set(WITHOUT_EFFECT), set(UNSUPPORTED)]
+    assert sum(len(table) for table in tables) == len(set().union(*tables))
+    assert {alias.leaf for alias in ALIASES.values()} <= set(leaves())
