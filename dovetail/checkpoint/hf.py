@@ -97,7 +97,7 @@ def load_tokenizer(path: Path | str, trust_remote_code: bool = False) -> PreTrai
 def eos_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     """Ids that end a response, sorted.
 
-    They are those of the generation config, or of the model config if it has none, and the tokenizer's.
+    Those of the generation config (of the model config if it has none), and the tokenizer's.
     """
     ids: set[int] = set()
     for config in (getattr(model, "generation_config", None), getattr(model, "config", None)):
@@ -251,7 +251,7 @@ def _check_complete(directory: Path, found: dict[str, Any]) -> None:
         if names:
             raise CheckpointError(
                 f"the weights in {directory} do not fit its config.json: {len(names)} tensors "
-                f"{how}, e.g. {', '.join(names[:3])}; they would start as random numbers. {_REF_CURE}"
+                f"{how}, e.g. {', '.join(names[:3])}; they would start at random. {_REF_CURE}"
             )
 
 

@@ -112,9 +112,9 @@ class CheckpointManager:
         that this run left when it resumed earlier: they are kept under the name `superseded-...`.
 
         Raises:
-            CheckpointError: it can't be written (disk full, no permission, ...). The older ones are
-                as they were and nothing half-written is left: the run can go on.
-            TypeError: a part holds what can't be stored.
+            CheckpointError: it can't be written (disk full, no permission, ...). The older ones
+                are as they were and nothing half-written is left: the run can go on. Or a part
+                holds what can't be stored.
         """
         if not parts or not all(is_part_name(name) for name in parts):
             raise ValueError(f"part names are letters, digits, _ and -, got {list(parts)}")
@@ -208,7 +208,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     """Read one checkpoint, or the newest whole one of a directory of them.
 
     Every size and hash is verified first. A damaged checkpoint is passed over for the next older
-    one, and `skipped` says why; it is logged as a warning too.
+    one, and `skipped` says why.
 
     Raises:
         CheckpointError: there is none, or none is whole; the message has the reason for each.
@@ -226,7 +226,6 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
             manifest, parts = _read(candidate)
         except (Damaged, ValueError, OSError) as error:
             skipped.append(f"{candidate}: {error}")
-            log.warning("checkpoint passed over: %s", skipped[-1])
             continue
         return Checkpoint(manifest.step, parts, candidate, skipped)
     if not skipped:

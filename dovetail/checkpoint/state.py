@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dovetail.types.errors import CheckpointError
+
 if TYPE_CHECKING:
     import torch
 
@@ -68,7 +70,7 @@ def encode_part(
     """Lay out tensors and facts of the part `name` for writing; nothing is copied yet.
 
     Raises:
-        TypeError: a tensor's kind or a fact's type can't be stored; the message says where it is.
+        CheckpointError: a tensor's kind or a fact's type can't be stored; the message says where.
     """
     kept, aliases = _split_aliases(name, tensors)
     # Large elements first: each tensor then starts at a multiple of its element size.
@@ -86,7 +88,9 @@ def encode_part(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     _check_plain(facts, f"{name}.facts")
-    body = json.dumps({_FACTS: dict(facts), _ALIASES: aliases}, separators=(",", ":")).encode()
+    body = json.dumps(
+        {_FACTS: dict(facts), _ALIASES: aliases}, separators=(",", ":"), default=_as_list
+    ).encode()
     return EncodedPart(len(text).to_bytes(8, "little") + text, [kept[key] for key in order], body)
 
 
@@ -143,15 +147,17 @@ def _check_storable(name: str, key: str, tensor: torch.Tensor) -> None:
 
     where = f"part '{name}', tensor '{key}'"
     if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{where}: a torch tensor is expected, got {type(tensor).__name__}")
+        raise CheckpointError(f"{where}: expected a torch tensor, got {type(tensor).__name__}")
     if tensor.layout != torch.strided or tensor.device.type == "meta":
-        raise TypeError(f"{where}: {tensor.layout} on {tensor.device} has no plain bytes to store")
+        raise CheckpointError(
+            f"{where}: {tensor.layout} on {tensor.device} has no plain bytes to store"
+        )
 
 
 def _dtype_code(name: str, key: str, tensor: torch.Tensor) -> str:
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype not in _DTYPES:
-        raise TypeError(f"part '{name}', tensor '{key}': {dtype} has no place in safetensors")
+        raise CheckpointError(f"part '{name}', tensor '{key}': {dtype} does not fit safetensors")
     return _DTYPES[dtype]
 
 
@@ -167,18 +173,28 @@ def _raw_bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def _check_plain(value: Any, where: str) -> None:
-    """Refuse what JSON would lose without a word: keys that are no text, and unknown types."""
+    """Refuse what JSON would lose without a word: keys that are no text, and unknown types.
+
+    Arrays and scalars of numpy and torch pass; they come back as lists and numbers.
+    """
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise TypeError(f"{where}: key {key!r} is {type(key).__name__}, text is expected")
+                raise CheckpointError(
+                    f"{where}: key {key!r} is {type(key).__name__}, text is expected"
+                )
             _check_plain(item, f"{where}.{key}")
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
             if type(item) not in (int, float, str):
                 _check_plain(item, f"{where}[{index}]")
-    elif not (value is None or isinstance(value, str | int | float)):
-        raise TypeError(
+    elif not (value is None or isinstance(value, str | int | float) or hasattr(value, "tolist")):
+        raise CheckpointError(
             f"{where}: {type(value).__name__} can't be stored as JSON; "
             "use text, numbers, lists, objects with text keys, or put tensors among the tensors"
         )
+
+
+def _as_list(value: Any) -> Any:
+    """Arrays and scalars of numpy and torch as lists and numbers, for JSON."""
+    return value.tolist()

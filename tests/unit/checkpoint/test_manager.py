@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -79,6 +80,13 @@ def test_views_of_one_storage_take_their_own_bytes_and_ties_are_kept(tmp_path):
     assert loaded["lm_head"].data_ptr() == loaded["embed"].data_ptr()
 
 
+def test_numpy_and_torch_values_among_the_facts_come_back_as_lists_and_numbers(tmp_path):
+    facts = {"a": np.int64(3), "b": [np.arange(2), torch.ones(1)], "c": np.float32(0.5)}
+    CheckpointManager(tmp_path, keep=1).save(1, {"p": ({}, facts)})
+    expected = {"a": 3, "b": [[0, 1], [1.0]], "c": 0.5}
+    assert load_checkpoint(tmp_path).part("p")[1] == expected
+
+
 def test_facts_keep_floats_and_non_finite_values_exactly(tmp_path):
     facts = {"a": 0.1 + 0.2, "b": [1e-320, float("inf")], "c": None, "d": {"e": [True, 2**70]}}
     CheckpointManager(tmp_path, keep=1).save(1, {"p": ({}, facts)})
@@ -98,7 +106,7 @@ def test_facts_keep_floats_and_non_finite_values_exactly(tmp_path):
     ],
 )
 def test_what_cannot_be_stored_is_refused_by_name_and_nothing_is_written(tmp_path, part, words):
-    with pytest.raises(TypeError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         CheckpointManager(tmp_path, keep=1).save(1, {"p": part})
     assert words in str(caught.value)
     assert listing(tmp_path) == {}
