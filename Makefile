@@ -2,6 +2,7 @@
 # make test         every gate: lint, format, layers, types, sizes, tests
 # make lint types   single gates;  make format rewrites files
 # make bench        every benchmark
+# make docs         write the reference pages from their tables
 # make clean        remove the environment and caches (outputs stay)
 
 PYTHON ?= python3
@@ -22,8 +23,9 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "make: $(PYTHON) not found. Dovetail needs Python 3.11 or newer (make PYTHON=/path/to/python3)" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "make: $(PYTHON) is $$($(PYTHON) -V 2>&1), Dovetail needs Python 3.11 or newer (make PYTHON=/path/to/python3)" >&2; exit 1; }
+	@echo "making $(VENV) from pyproject.toml and constraints.txt: about a minute, once"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 quickstart: $(STAMP)
@@ -53,7 +55,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/run_all.py
 
 docs: $(STAMP)
-	$(BIN)/dovetail config docs --write docs/config.md
+	$(BIN)/python -m dovetail config docs --write docs/config.md
+	$(BIN)/python -m dovetail.hooks.docs docs/hooks.md
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info

@@ -1,8 +1,8 @@
 """Foreign spellings: what slime, miles, vime and Megatron call our knobs, and what we do not have.
 
-Three tables. `ALIASES` sets one of our leaves. `WITHOUT_EFFECT` is accepted with one warning,
-because a run on one device gives the same result whatever the value is. `UNSUPPORTED` would change
-the result, so it stops the run by name.
+Four tables. `ALIASES` sets one of our leaves. `FIXED` has one value here. `WITHOUT_EFFECT` is
+accepted with one warning, because a run on one device gives the same result whatever the value is.
+`UNSUPPORTED` would change the result, so it stops the run by name.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ UNSUPPORTED: dict[str, str] = _table(
         "checkpoints in Megatron's form": """
             async-save no-save-optim no-load-optim no-load-rng ckpt-step""",
         "other precisions, optimizers and trainers": """
-            fp16 fp8-format train-backend megatron-config-path train-env-vars qwen-gdn-backend
+            fp16 fp8-format megatron-config-path train-env-vars qwen-gdn-backend
             megatron-deepgemm-forward-layers megatron-deepgemm-forward-modules
             megatron-deepgemm-moe-forward-layers megatron-deepgemm-moe-forward-modules""",
         "further tracking and debugging": """
@@ -140,6 +140,14 @@ UNSUPPORTED: dict[str, str] = _table(
             use-prometheus""",
     }
 )
+
+FIXED: dict[str, tuple[str, ...]] = {
+    "optimizer": ("adam", "adamw"),
+    "attention_dropout": ("0", "0.0"),
+    "hidden_dropout": ("0", "0.0"),
+    "train_backend": ("torch",),
+}
+"""Foreign settings that have one value here; naming that value is fine."""
 
 INSTEAD: dict[str, str] = {
     "train_iters": "num_rollout",

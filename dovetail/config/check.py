@@ -222,12 +222,14 @@ def _reward(config: RunConfig) -> Iterator[str]:
 def _algorithm(config: RunConfig) -> Iterator[str]:
     algorithm, group = config.algorithm, config.rollout.n_samples_per_prompt
     trains_rewards = not config.is_sft and not config.debug.debug_rollout_only
-    own_advantage = config.hooks.custom_reward_post_process_path or config.train_only
+    hooks = config.hooks
+    own_groups = hooks.custom_reward_post_process_path or hooks.rollout_function_path
     grouped = algorithm.advantage_estimator in ("grpo", "gspo", "cispo")
     if (
         trains_rewards
         and grouped
-        and not own_advantage
+        and not own_groups
+        and not config.train_only
         and group == 1
         and algorithm.rewards_normalization
     ):

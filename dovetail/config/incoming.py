@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from dovetail.config.aliases import ALIASES, UNSUPPORTED, WITHOUT_EFFECT, unsupported
+from dovetail.config.aliases import ALIASES, FIXED, UNSUPPORTED, WITHOUT_EFFECT, unsupported
 from dovetail.config.leaves import leaves, nearest
 from dovetail.config.passthrough import is_passthrough
 from dovetail.types.errors import ConfigError
@@ -31,6 +31,8 @@ class Incoming:
         if name in leaves():
             self.values[name] = value
             self.origins[name] = origin
+        elif name in FIXED:
+            _check_fixed(name, value, origin)
         elif name in WITHOUT_EFFECT:
             self.notes.append(f"without effect in this run: {origin} ({WITHOUT_EFFECT[name]})")
         else:
@@ -39,9 +41,18 @@ class Incoming:
 
 def understood(name: str) -> bool:
     """Whether `Incoming.put` has a place for this name."""
-    return (
-        name in leaves() or name in ALIASES or name in WITHOUT_EFFECT or is_passthrough(name)
-    ) and name not in UNSUPPORTED
+    tables = (leaves(), ALIASES, FIXED, WITHOUT_EFFECT)
+    return any(name in table for table in tables) or (
+        is_passthrough(name) and name not in UNSUPPORTED
+    )
+
+
+def _check_fixed(name: str, value: Any, origin: str) -> None:
+    if str(value) not in FIXED[name]:
+        raise ConfigError(
+            f"{name} got {value!r} from {origin}; here it is always {' or '.join(FIXED[name])}; "
+            "leave it out"
+        )
 
 
 def unknown(name: str, written: str, where: str, *, style: str) -> ConfigError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from dovetail.config.aliases import ALIASES, UNSUPPORTED, WITHOUT_EFFECT
+from dovetail.config.aliases import ALIASES, FIXED, UNSUPPORTED, WITHOUT_EFFECT
 from dovetail.config.eval_sets import KEYS
 from dovetail.config.leaves import Leaf, leaves, sections
 from dovetail.config.passthrough import PREFIXES
@@ -106,6 +106,7 @@ def _foreign() -> str:
         flag = f"--{name.replace('_', '-')}"
         becomes = "false" if alias.negates else toml_value(alias.constant)
         rows.append(f"| `{flag}` | `{alias.leaf} = {becomes}` |")
+    fixed = "\n".join(f"| `--{k.replace('_', '-')}` | only `{v[0]}` |" for k, v in FIXED.items())
     prefixes = ", ".join(f"`--{prefix}-*`" for prefix in PREFIXES)
     return f"""## Evaluation sets
 
@@ -117,6 +118,7 @@ def _foreign() -> str:
 | flag | means |
 |---|---|
 {chr(10).join(rows)}
+{fixed}
 
 {prefixes} are kept for the owners of those parts; a run that starts none of them says so once.
 

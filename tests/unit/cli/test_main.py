@@ -167,3 +167,18 @@ def test_a_closed_pipe_is_no_error() -> None:
     command = f"{sys.executable} -m dovetail train --help | head -1; echo ${{PIPESTATUS[0]}}"
     out = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert out.stdout.splitlines()[-1] == "0" and out.stderr == ""
+
+
+def test_hooks_are_listed_by_stage_and_explained_one_by_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["hooks"]) == 0
+    table = capsys.readouterr().out
+    assert "  --custom-rm-path " in table and max(map(len, table.splitlines())) <= 100
+    for name in ("custom_rm", "--custom-rm-path"):
+        assert main(["hooks", name]) == 0
+        text = capsys.readouterr().out
+        assert text.startswith("--custom-rm-path (TOML: hooks.custom_rm_path)\n")
+        assert "accepted call forms:" in text and "  def " in text
+    assert main(["hooks", "custom_rn"]) == 2
+    assert "did you mean 'custom_rm'?" in capsys.readouterr().err

@@ -94,6 +94,7 @@ def test_what_can_not_run_is_refused_with_the_cure(
     [
         "--n-samples-per-prompt 1 --no-rewards-normalization",
         "--n-samples-per-prompt 1 --debug-rollout-only",
+        "--n-samples-per-prompt 1 --rollout-function-path own.py:rollout",
         "--n-samples-per-prompt 1 --no-rm-type --loss-type sft_loss",
         "--no-rm-type --custom-rm-path reward.py:f",
         "--no-prompt-data --no-rm-type --rollout-function-path own.py:rollout",

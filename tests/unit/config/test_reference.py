@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from dovetail.config.aliases import ALIASES, UNSUPPORTED, WITHOUT_EFFECT
+from dovetail.config.aliases import ALIASES, FIXED, UNSUPPORTED, WITHOUT_EFFECT
 from dovetail.config.leaves import leaves
 from dovetail.config.reference import flag_help, markdown
 
@@ -20,6 +20,6 @@ def test_help_has_every_flag_and_fits_its_width() -> None:
 
 
 def test_no_name_means_two_things() -> None:
-    tables = [set(leaves()), set(ALIASES), set(WITHOUT_EFFECT), set(UNSUPPORTED)]
+    tables = [set(leaves()), set(ALIASES), set(FIXED), set(WITHOUT_EFFECT), set(UNSUPPORTED)]
     assert sum(len(table) for table in tables) == len(set().union(*tables))
     assert {alias.leaf for alias in ALIASES.values()} <= set(leaves())

@@ -183,6 +183,31 @@ def test_known_but_unsupported_foreign_flags_are_not_called_unknown() -> None:
     assert "use --num-rollout instead" in _error([], ["--train-iters", "100"])
 
 
+_SLIME_SCRIPT = """
+    --hf-checkpoint m --load c --save c --save-interval 20 --prompt-data d.jsonl
+    --input-key prompt --label-key label --apply-chat-template --rollout-shuffle
+    --rm-type math --num-rollout 3000 --rollout-batch-size 32 --n-samples-per-prompt 8
+    --rollout-max-response-len 8192 --rollout-temperature 0.8 --global-batch-size 256
+    --balance-data --eval-interval 20 --eval-prompt-data aime a.jsonl
+    --n-samples-per-eval-prompt 16 --eval-max-response-len 16384 --eval-top-p 0.7
+    --tensor-model-parallel-size 2 --sequence-parallel --pipeline-model-parallel-size 1
+    --recompute-granularity full --recompute-method uniform --recompute-num-layers 1
+    --use-dynamic-batch-size --max-tokens-per-gpu 9216 --advantage-estimator grpo
+    --use-kl-loss --kl-loss-coef 0.00 --kl-loss-type low_var_kl --entropy-coef 0.00
+    --eps-clip 0.2 --eps-clip-high 0.28 --optimizer adam --lr 1e-6 --lr-decay-style constant
+    --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.98 --rollout-num-gpus-per-engine 2
+    --sglang-mem-fraction-static 0.7 --attention-dropout 0.0 --hidden-dropout 0.0
+    --accumulate-allreduce-grads-in-fp32 --attention-softmax-in-fp32 --attention-backend flash
+"""
+
+
+def test_the_flags_of_a_usual_slime_script_are_understood_on_one_device() -> None:
+    config = resolve([], _SLIME_SCRIPT.split()).config
+    assert config.rollout.rollout_max_response_len == 8192 and config.optimizer.adam_beta2 == 0.98
+    assert config.model.gradient_checkpointing and config.batch.max_tokens_per_gpu == 9216
+    assert "here it is always adam or adamw" in _error([], ["--optimizer", "sgd"])
+
+
 def test_a_resolved_config_cannot_be_written_to() -> None:
     config = resolve().config
     with pytest.raises(ValueError, match="frozen"):
