@@ -1,0 +1,75 @@
+"""`args` for hooks: the whole configuration by flat names, as slime-style plugins read it."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Iterator
+from difflib import get_close_matches
+from typing import Any
+
+from dovetail.config.aliases import ALIASES
+from dovetail.config.run import RunConfig
+
+_FALLS_BACK_TO = {
+    "over_sampling_batch_size": "rollout_batch_size",
+    "eval_reward_key": "reward_key",
+    "eval_temperature": "rollout_temperature",
+    "eval_top_p": "rollout_top_p",
+    "eval_top_k": "rollout_top_k",
+    "eval_max_response_len": "rollout_max_response_len",
+    "eval_max_prompt_len": "rollout_max_prompt_len",
+    "eval_input_key": "input_key",
+    "eval_label_key": "label_key",
+    "eps_clip_high": "eps_clip",
+    "ref_load": "hf_checkpoint",
+    "wandb_group": "run_name",
+}
+
+
+class ArgsView(argparse.Namespace):
+    """Every leaf of the configuration as an attribute, and facts that are known only at run time.
+
+    It is a copy: what a hook writes is seen by later hooks of the same process, never by the run.
+    It copies, deep-copies and pickles. Leaves that default to another one are filled in.
+
+    Example:
+        >>> args = ArgsView(RunConfig(), rollout_id=3)
+        >>> args.rollout_batch_size, args.rollout_id, getattr(args, "max_turns", 5)
+        (8, 3, 5)
+    """
+
+    def __init__(self, config: RunConfig | None = None, **facts: Any) -> None:
+        super().__init__()
+        if config is not None:
+            self.__dict__.update(_flat(config))
+        self.__dict__.update(facts)
+
+    def __getattr__(self, name: str) -> Any:
+        # Only reached when normal lookup failed.
+        known = [] if name.startswith("__") else list(self.__dict__)
+        near = get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise AttributeError(f"args has no attribute {name!r}{hint}")
+
+
+def _flat(config: RunConfig) -> dict[str, Any]:
+    values = dict(_leaves(config))
+    for name, other in _FALLS_BACK_TO.items():
+        if values[name] is None:
+            values[name] = values[other]
+    values["global_batch_size"] = config.samples_per_optimizer_step
+    for foreign, alias in ALIASES.items():
+        value = values[alias.leaf]
+        if alias.negates:
+            values[foreign] = not value
+        else:
+            values[foreign] = value if alias.constant is None else value == alias.constant
+    return values
+
+
+def _leaves(config: RunConfig) -> Iterator[tuple[str, Any]]:
+    for section_name in type(config).model_fields:
+        section = getattr(config, section_name)
+        for name in type(section).model_fields:
+            yield name, copy.deepcopy(getattr(section, name))
