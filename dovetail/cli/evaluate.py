@@ -6,6 +6,7 @@ import sys
 
 from dovetail.cli.settings import asks_for_help, read_settings, settings_help
 from dovetail.config.check import check_evaluation
+from dovetail.run.validate import validate_names
 
 _DOC = """\
 Evaluate a model on the sets of --eval-prompt-data (NAME PATH ...) or [eval.eval_sets.NAME],
@@ -19,6 +20,7 @@ def evaluate(argv: list[str]) -> int:
         return 0
     resolved = read_settings(argv)
     check_evaluation(resolved.config)
+    validate_names(resolved.config)
     for note in resolved.notes:
         sys.stderr.write(f"note: {note}\n")
     from dovetail.run.evaluate import run_eval

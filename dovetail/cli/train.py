@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from dovetail.cli.settings import asks_for_help, read_settings, settings_help, tell_notes
-from dovetail.config.check import check
+from dovetail.run.validate import validate
 
 _DOC = """\
 Train a model: roll out, score, train, publish, once per step. Everything it leaves is in one
@@ -18,7 +18,7 @@ def train(argv: list[str]) -> int:
         sys.stdout.write(settings_help("train", _DOC))
         return 0
     resolved = read_settings(argv)
-    check(resolved.config)
+    validate(resolved.config)
     tell_notes(resolved)
     from dovetail.run.train import run_training
 

@@ -169,6 +169,19 @@ def test_a_closed_pipe_is_no_error() -> None:
     assert out.stdout.splitlines()[-1] == "0" and out.stderr == ""
 
 
+def test_names_of_no_table_are_refused_before_anything_heavy_is_imported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    argv = [*_run_with(monkeypatch, tmp_path, _raise(AssertionError())), "--rm-type", "maths"]
+    code = (
+        "import sys; from dovetail.cli.main import main\n"
+        f"print(main({argv!r}), [m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert out.stdout == "2 []\n"
+    assert "unknown rm_type 'maths'; did you mean 'math'?" in out.stderr
+
+
 def test_hooks_are_listed_by_stage_and_explained_one_by_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
