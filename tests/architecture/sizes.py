@@ -63,7 +63,12 @@ def measure_file(path: Path, name: str) -> Iterator[Measure]:
     """Every size in one file; `name` is how the report calls it."""
     text = path.read_text(encoding="utf-8")
     yield Measure("lines of a file", name, len(text.splitlines()), FILE_LINES)
-    for function in _functions(ast.parse(text, filename=name)):
+    try:
+        tree = ast.parse(text, filename=name)
+    except SyntaxError as error:
+        yield Measure("syntax errors", f"{name}:{error.lineno}", 1, 0)
+        return
+    for function in _functions(tree):
         place = f"{name}:{function.lineno} {function.name}"
         lines = (function.end_lineno or function.lineno) - function.lineno + 1
         limit = LONGER_FUNCTIONS.get(f"{name}:{function.name}", FUNCTION_LINES)

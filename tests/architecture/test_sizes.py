@@ -32,3 +32,11 @@ def test_elif_is_not_nesting_and_keyword_only_constructor_arguments_do_not_count
         "        elif c:\n            pass\n        elif d:\n            pass\n"
     )
     assert sizes.violations(list(sizes.measure_file(path, "fine.py"))) == []
+
+
+def test_a_file_that_is_no_python_is_a_violation(tmp_path: Path) -> None:
+    path = tmp_path / "torn.py"
+    path.write_text("x = 1\ny = [\n")
+    assert sizes.violations(list(sizes.measure_file(path, "torn.py"))) == [
+        "torn.py:2: syntax errors 1 > 0"
+    ]
