@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from dovetail.types import Group
 
+_TURNS = 32
+"""Turns of the loop in which what an abort ended comes home: it needs no waiting, only its turn."""
 _FAREWELL_S = 1.0
 """For user code that cleans up, or swallows its cancellation."""
 
@@ -64,8 +66,11 @@ class Flight:
 
     async def land(self, grace_s: float) -> list[Landed]:
         """All others, in the order they were launched; after `grace_s` seconds they are cut off."""
-        if self._in_air:
-            await asyncio.wait([task for _, task in self._in_air.values()], timeout=grace_s)
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
+        tasks = [task for _, task in self._in_air.values() if not task.done()]
+        if tasks and grace_s:
+            await asyncio.wait(tasks, timeout=grace_s)
         await self.cancel()
         ends: dict[int, Landed] = {}
         while not self._landed.empty():
