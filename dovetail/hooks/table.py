@@ -67,7 +67,7 @@ HOOKS: tuple[HookSpec, ...] = (
         stage="rollout",
         process="rollout",
         forms=_ROLLOUT_FORMS,
-        default="dovetail.rollout.evaluate.evaluate, or the rollout function if that is foreign",
+        default="dovetail.rollout.evaluate.Evaluation, or the rollout function if that is foreign",
         returns=(
             "an EvalOutput, anything with .data, or a dict: by set name a list of samples, or "
             '{"rewards": [...], "truncated": [...], "samples": [...]}'

@@ -44,68 +44,98 @@ class EvalSet:
     """Laid over every sample's metadata."""
 
 
-async def evaluate(
-    engine: Engine,
-    tokenizer: Tokenizer,
-    sets: Sequence[EvalSet],
-    scorer: Scorer,
-    *,
-    seed: int,
-    generate: GenerateHook | None = None,
-    group_rm: bool = False,
-    max_context_len: int | None = None,
-    log_passrate: bool = True,
-    on_progress: Callable[[int, int, int], None] | None = None,
-) -> EvalOutput:
-    """Answer every prompt of every set `n_samples` times, score, and report.
+class Evaluation:
+    """Answers every prompt of every set `n_samples` times, scores, and reports.
 
-    Seeds come from (`seed`, set name, position), so the same policy gives the same answers whenever
-    it is evaluated. Metrics per set: `reward`, `response_length`, `response_length_max`,
-    `truncated`, `samples`, `failed` and, for several samples per prompt, `pass@k`. A prompt whose
-    generate function raised counts as FAILED with reward 0.
-
-    Raises:
-        RolloutError: every sample of a set failed, or a reward is missing.
-        EngineError: the engine failed.
+    Args:
+        scorer: sets rewards; its errors end the run.
+        seed: seeds come from it, the set's name and the position, so the same policy gives the same
+            answers whenever it is evaluated.
+        generate: the user's generate function, taking a `GenerateCall` with `evaluation` true.
+        group_rm: score the samples of a prompt at once.
+        max_context_len: most tokens of prompt plus response that the engine takes.
+        log_passrate: report pass@k of sets with several samples per prompt.
+        on_progress: (prompts done, prompts, response tokens so far) after every prompt.
     """
-    runner = GroupRunner(
-        engine,
-        tokenizer,
-        scorer,
-        generate,
-        group_rm=group_rm,
-        evaluation=True,
-        max_context_len=max_context_len,
-    )
-    groups = [(one, group) for one in sets for group in prompts_of(one)]
-    done_groups = tokens = 0
 
-    async def answer(one: EvalSet, group: Group) -> Group:
-        nonlocal done_groups, tokens
-        made = await _answer(runner, one, group, seed)
-        done_groups, tokens = done_groups + 1, tokens + sum(s.response_length for s in made)
-        if on_progress is not None:
-            on_progress(done_groups, len(groups), tokens)
-        return made
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        sets: Sequence[EvalSet],
+        scorer: Scorer,
+        *,
+        seed: int,
+        generate: GenerateHook | None = None,
+        group_rm: bool = False,
+        max_context_len: int | None = None,
+        log_passrate: bool = True,
+        on_progress: Callable[[int, int, int], None] | None = None,
+    ) -> None:
+        self.engine, self.sets, self.seed = engine, list(sets), seed
+        self.log_passrate, self.on_progress = log_passrate, on_progress
+        self._make_runner = lambda: GroupRunner(
+            engine,
+            tokenizer,
+            scorer,
+            generate,
+            group_rm=group_rm,
+            evaluation=True,
+            max_context_len=max_context_len,
+        )
 
-    tasks = [asyncio.create_task(answer(one, group)) for one, group in groups]
-    try:
-        answered = await asyncio.gather(*tasks)
-    except BaseException:
-        runner.aborted = True
-        await engine.abort()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
-    by_set: dict[str, list[Group]] = {one.name: [] for one in sets}
-    for (one, _), made in zip(groups, answered, strict=True):
-        by_set[one.name].append(made)
-    metrics: dict[str, float] = {}
-    for one in sets:
-        metrics |= _set_metrics(one, by_set[one.name], log_passrate)
-    data = {name: [sample for group in made for sample in group] for name, made in by_set.items()}
-    return EvalOutput(data, metrics)
+    async def __call__(self, rollout_id: int = 0) -> EvalOutput:
+        """Samples in dataset order, and metrics `eval/<name>/...`.
+
+        They are `reward`, `response_length`, `response_length_max`, `truncated`, `samples`,
+        `failed` and `pass@k`. A prompt whose generate function raised counts as FAILED with
+        reward 0.
+
+        Raises:
+            RolloutError: every sample of a set failed, or a reward is missing.
+            EngineError: the engine failed.
+        """
+        runner = self._make_runner()
+        asked = [(one, group) for one in self.sets for group in prompts_of(one)]
+        progress = _Progress(len(asked), self.on_progress)
+
+        async def answer(one: EvalSet, group: Group) -> Group:
+            made = await _answer(runner, one, group, self.seed)
+            progress.add(made)
+            return made
+
+        tasks = [asyncio.create_task(answer(one, group)) for one, group in asked]
+        try:
+            answered = await asyncio.gather(*tasks)
+        except BaseException:
+            runner.aborted = True
+            await self.engine.abort()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
+        by_set: dict[str, list[Group]] = {one.name: [] for one in self.sets}
+        for (one, _), made in zip(asked, answered, strict=True):
+            by_set[one.name].append(made)
+        metrics: dict[str, float] = {}
+        for one in self.sets:
+            metrics |= _set_metrics(one, by_set[one.name], self.log_passrate)
+        data = {name: [s for group in groups for s in group] for name, groups in by_set.items()}
+        return EvalOutput(data, metrics)
+
+
+@dataclass
+class _Progress:
+    total: int
+    report: Callable[[int, int, int], None] | None
+    done: int = 0
+    tokens: int = 0
+
+    def add(self, group: Group) -> None:
+        self.done += 1
+        self.tokens += sum(sample.response_length for sample in group)
+        if self.report is not None:
+            self.report(self.done, self.total, self.tokens)
 
 
 def prompts_of(one: EvalSet) -> list[Group]:

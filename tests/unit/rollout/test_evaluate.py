@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from dovetail.config.sections import EvalConfig, RolloutConfig
-from dovetail.rollout.evaluate import EvalSet, evaluate, pass_at_k, pass_metrics
+from dovetail.rollout.evaluate import EvalSet, Evaluation, pass_at_k, pass_metrics
 from dovetail.rollout.sampling import eval_sampling, mix_seed
 from dovetail.types import EngineError, RolloutError, Sample, SamplingParams
 from tests.unit.rollout.fakes import FakeEngine, FakeScorer, FakeTokenizer
@@ -21,9 +21,9 @@ def prototypes(count, **fields):
 
 def run(sets, engine=None, scorer=None, **kwargs):
     return asyncio.run(
-        evaluate(
+        Evaluation(
             engine or FakeEngine(), FakeTokenizer(), sets, scorer or FakeScorer(), seed=3, **kwargs
-        )
+        )()
     )
 
 
