@@ -1,0 +1,1 @@
+"""A whole run: build its parts, turn the loop, report."""

@@ -1,0 +1,357 @@
+"""From a resolved configuration to living parts: the only file that chooses classes.
+
+    checks -> hooks -> placement -> run directory -> data -> schedule -> model -> engine -> trainer
+
+The order is that of cost: whatever can be wrong in a second is found before anything takes a
+minute.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dovetail.batch.rows import rows_from_samples
+from dovetail.checkpoint import hf
+from dovetail.checkpoint.manager import CheckpointManager
+from dovetail.checkpoint.rng import seed_all
+from dovetail.config.eval_sets import EvalSetConfig, eval_sets
+from dovetail.config.resolve import Resolved
+from dovetail.config.run import RunConfig
+from dovetail.data.build import build_source, load_eval_set
+from dovetail.data.source import PromptDataSource
+from dovetail.engines.table import ENGINES
+from dovetail.hooks import ArgsView, BoundHook, bind, bind_hooks
+from dovetail.observe.run_dir import RunDir
+from dovetail.rewards.score import Scorer
+from dovetail.rollout.evaluate import EvalSet, Evaluation
+from dovetail.rollout.rollout import Rollout
+from dovetail.rollout.sft import SftRollout
+from dovetail.run.interrupt import Interrupt
+from dovetail.run.parts import Collect, Evaluate, Run
+from dovetail.run.replay import Replay
+from dovetail.run.report import Reporter
+from dovetail.run.schedule import Schedule, make_schedule
+from dovetail.run.validate import validate
+from dovetail.runtime.plan import Plan, plan
+from dovetail.trainers.trainer import Trainer
+from dovetail.types import EvalOutput, RolloutCall, RolloutOutput, SamplingParams
+
+log = logging.getLogger(__name__)
+
+_MAX_RUNNING = 256
+"""Sequences decoded at once when engine_max_running is 0: more only lengthens the wait for the
+first.
+"""
+
+
+def build(resolved: Resolved) -> Run:
+    """Every part of a training run.
+
+    Raises:
+        DovetailError: the configuration, a hook, the data or the checkpoint is at fault; nothing
+        was
+            started, and the run directory is the only thing made.
+    """
+    config = resolved.config
+    validate(config)
+    if config.checkpoint.save_hf is not None:
+        hf.check_export_path(config.checkpoint.save_hf)
+    parts = Parts(config)
+    source = parts.source()
+    schedule = make_schedule(config, len(source) if source is not None else 0, parts.replay)
+    eval_set_list = parts.eval_sets()
+    model = parts.model()
+    run_dir = RunDir.create(
+        config.observe.run_name, config.observe.run_dir, resuming=config.checkpoint.load is not None
+    )
+    reporter = Reporter(resolved, run_dir, schedule.num_steps)
+    engine = parts.engine(model) if parts.needs_engine else None
+    scorer = parts.scorer() if parts.needs_engine else None
+    context_len = engine.max_context_len if engine is not None else None
+    return Run(
+        config=config,
+        schedule=schedule,
+        run_dir=run_dir,
+        reporter=reporter,
+        checkpoints=CheckpointManager(
+            Path(config.checkpoint.save or run_dir.checkpoints), config.checkpoint.save_keep
+        ),
+        interrupt=Interrupt(),
+        collect=parts.collect(engine, scorer, source, context_len, reporter),
+        evaluator=parts.evaluator(engine, scorer, eval_set_list, source, reporter),
+        trainer=parts.trainer(model, schedule, reporter),
+        to_rows=parts.to_rows(),
+        source=source,
+        scorer=scorer,
+        engines=[engine] if engine is not None else [],
+        export=functools.partial(hf.save_hf, model, parts.tokenizer),
+    )
+
+
+@dataclass
+class Parts:
+    """Makes one part at a time out of the configuration."""
+
+    config: RunConfig
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.args = ArgsView(config)
+        self.hooks: dict[str, BoundHook] = bind_hooks(config.hooks, self.args)
+        self.plan: Plan = plan(config.runtime, config.model, has_cuda=torch.cuda.is_available())
+        torch.set_num_threads(self.plan.num_threads)
+        seed_all(config.model.seed)
+        self.tokenizer = hf.load_tokenizer(
+            str(config.model.hf_checkpoint), config.model.trust_remote_code
+        )
+        template = config.debug.load_debug_rollout_data
+        self.replay = Replay(template) if template is not None else None
+        log.info("%s", self.plan.describe())
+
+    @property
+    def needs_engine(self) -> bool:
+        """Whether anything is sampled in this run."""
+        if self.config.train_only:
+            return False
+        return not self.config.is_sft or bool(eval_sets(self.config))
+
+    def model(self) -> Any:
+        """The policy."""
+        settings = self.config.model
+        return hf.load_model(
+            str(settings.hf_checkpoint),
+            settings.dtype,
+            self.plan.device,
+            settings.trust_remote_code,
+        )
+
+    def source(self) -> PromptDataSource | None:
+        """Prompts, or under SFT finished samples; None when saved samples are replayed."""
+        config = self.config
+        if self.replay is not None:
+            return None
+        return build_source(
+            config.data,
+            config.rollout.n_samples_per_prompt,
+            self.tokenizer,
+            config.data.rollout_max_prompt_len,
+            buffer_filter=self.hooks.get("buffer_filter"),
+            sft=config.is_sft,
+        )
+
+    def engine(self, model: Any) -> Any:
+        """The engine that `rollout_engine` names."""
+        settings, rollout = self.config.engine, self.config.rollout
+        row = next(row for row in ENGINES if row.name == settings.rollout_engine)
+        module, _, name = row.path.partition(":")
+        limit = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 2**20)
+        context_len = min(limit, rollout.rollout_max_context_len or limit)
+        num_wanted = (rollout.over_sampling_batch_size or rollout.rollout_batch_size) * (
+            rollout.n_samples_per_prompt
+        )
+        max_running = settings.engine_max_running or min(num_wanted, _MAX_RUNNING)
+        return getattr(importlib.import_module(module), name)(
+            model,
+            self.tokenizer,
+            max_running=max_running,
+            kv_tokens=settings.engine_kv_tokens
+            or min(_kv_tokens(model, settings.engine_memory_gb), max_running * context_len),
+            max_context_len=context_len,
+            fused=settings.engine_fused,
+            cuda_graphs=settings.engine_cuda_graphs,
+            eos_token_ids=hf.eos_token_ids(model, self.tokenizer),
+        )
+
+    def scorer(self) -> Scorer:
+        """Rewards."""
+        custom = self.hooks.get("custom_rm")
+        return Scorer(
+            self.config.reward,
+            custom,
+            name=custom.path if custom is not None else None,
+            resolve=lambda path: bind("custom_rm", path, self.args),
+            seed=self.config.data.rollout_seed,
+        )
+
+    def collect(
+        self,
+        engine: Any,
+        scorer: Scorer | None,
+        source: PromptDataSource | None,
+        context_len: int | None,
+        reporter: Reporter,
+    ) -> Collect:
+        """What gives the samples of a step."""
+        config = self.config
+        if self.replay is not None:
+            return self.replay
+        assert source is not None
+        if config.is_sft:
+            return SftRollout(source, config.rollout.rollout_batch_size)
+        assert scorer is not None
+        default = Rollout(
+            engine,
+            self.tokenizer,
+            source,
+            scorer,
+            config.rollout,
+            seed=config.data.rollout_seed,
+            generate=self.hooks.get("custom_generate_function"),
+            group_filter=self.hooks.get("dynamic_sampling_filter"),
+            group_rm=config.reward.group_rm,
+            reward_key=config.reward.reward_key,
+            max_context_len=context_len,
+            on_progress=reporter.rollout_progress,
+        )
+        hook = self.hooks.get("rollout_function")
+        if hook is None:
+            return default
+
+        async def collect(rollout_id: int) -> RolloutOutput:
+            call = RolloutCall(
+                rollout_id,
+                data_source=source,
+                engine=engine,
+                tokenizer=self.tokenizer,
+                scorer=scorer,
+                default=default,
+                weight_version=rollout_id,
+            )
+            return await hook(call)  # type: ignore[no-any-return]
+
+        return collect
+
+    def evaluator(
+        self,
+        engine: Any,
+        scorer: Scorer | None,
+        sets: list[EvalSet],
+        source: PromptDataSource | None,
+        reporter: Reporter,
+    ) -> Evaluate | None:
+        """What evaluates; None without evaluation sets and without a function of the user's."""
+        hook = self.hooks.get("eval_function")
+        if engine is None or scorer is None or (not sets and hook is None):
+            return None
+
+        default = Evaluation(
+            engine,
+            self.tokenizer,
+            sets,
+            scorer,
+            seed=self.config.data.rollout_seed,
+            generate=self.hooks.get("custom_generate_function"),
+            group_rm=self.config.reward.group_rm,
+            max_context_len=engine.max_context_len,
+            log_passrate=self.config.observe.log_passrate,
+            on_progress=reporter.eval_progress,
+        )
+        if hook is None:
+            return default
+
+        async def evaluator(rollout_id: int) -> EvalOutput:
+            call = RolloutCall(
+                rollout_id,
+                evaluation=True,
+                data_source=source,
+                engine=engine,
+                tokenizer=self.tokenizer,
+                scorer=scorer,
+                default=default,
+                weight_version=rollout_id,
+            )
+            return await hook(call)  # type: ignore[no-any-return]
+
+        return evaluator
+
+    def eval_sets(self) -> list[EvalSet]:
+        """The held-out sets, loaded."""
+        if not self.needs_engine:
+            return []
+        return [self._eval_set(one) for one in eval_sets(self.config)]
+
+    def _eval_set(self, one: EvalSetConfig) -> EvalSet:
+        samples = load_eval_set(
+            one.path,
+            self.config.data,
+            self.tokenizer,
+            input_key=one.input_key,
+            label_key=one.label_key,
+            max_prompt_len=one.max_prompt_len,
+        )
+        rollout = self.config.rollout
+        return EvalSet(
+            name=one.name,
+            samples=samples,
+            n_samples=one.n_samples_per_eval_prompt,
+            sampling=SamplingParams(
+                max_new_tokens=one.max_response_len,
+                min_new_tokens=rollout.rollout_min_new_tokens,
+                temperature=one.temperature,
+                top_p=one.top_p,
+                top_k=one.top_k,
+                min_p=rollout.rollout_min_p,
+                stop=tuple(rollout.rollout_stop),
+                stop_token_ids=tuple(rollout.rollout_stop_token_ids),
+                skip_special_tokens=rollout.rollout_skip_special_tokens,
+            ),
+            reward_key=one.reward_key,
+            rm_type=one.rm_type,
+            custom_rm_path=one.custom_rm_path,
+            metadata=one.metadata,
+        )
+
+    def trainer(self, model: Any, schedule: Schedule, reporter: Reporter) -> Trainer | None:
+        """What changes the policy; None under --debug-rollout-only."""
+        config = self.config
+        if config.debug.debug_rollout_only:
+            return None
+        if config.model.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        return Trainer(
+            model,
+            self._reference(),
+            config.algorithm,
+            config.batch,
+            config.optimizer,
+            temperature=1.0 if config.is_sft else config.rollout.rollout_temperature,
+            pad_token_id=self.tokenizer.pad_token_id or 0,
+            total_optimizer_steps=schedule.total_optimizer_steps,
+            samples_per_optimizer_step=config.samples_per_optimizer_step,
+            report=reporter.train_progress,
+        )
+
+    def _reference(self) -> Any | None:
+        settings, algorithm = self.config.model, self.config.algorithm
+        if self.config.is_sft or not (algorithm.use_kl_loss or algorithm.kl_coef):
+            return None
+        path = settings.ref_load or settings.hf_checkpoint
+        return hf.load_model(
+            str(path), settings.dtype, self.plan.device, settings.trust_remote_code
+        )
+
+    def to_rows(self) -> Callable[..., list[Any]]:
+        """From samples to rows of the training batch."""
+        return functools.partial(
+            rows_from_samples,
+            reward_key=self.config.reward.reward_key,
+            needs_reward=not self.config.is_sft,
+            post_process=self.hooks.get("custom_reward_post_process"),
+        )
+
+
+def _kv_tokens(model: Any, memory_gb: float) -> int:
+    """Tokens whose keys and values fit into `memory_gb` GB."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_token = 2 * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize
+    return max(1, int(memory_gb * 1e9 / per_token))

@@ -1,0 +1,220 @@
+"""The living parts of one run, and what the loop asks of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dovetail.checkpoint.manager import CheckpointManager, Part
+from dovetail.checkpoint.rng import capture_rng, restore_rng
+from dovetail.config.run import RunConfig
+from dovetail.observe.run_dir import RunDir
+from dovetail.run.interrupt import Interrupt
+from dovetail.run.report import Reporter, RunReport, Timer, step_metrics
+from dovetail.run.schedule import Schedule
+from dovetail.types import CheckpointError, EvalOutput, RolloutOutput, Sample
+from dovetail.types.ports import DataSource, EngineControl
+from dovetail.weights.publish import publish
+
+if TYPE_CHECKING:
+    from dovetail.trainers.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+Collect = Callable[[int], Awaitable[RolloutOutput]]
+Evaluate = Callable[[int], Awaitable[EvalOutput]]
+
+
+class ScorerPart(Protocol):
+    """What the run needs of the scorer beside scoring."""
+
+    def metrics(self) -> dict[str, float]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class Run:
+    """Everything `build` made. A context: leaving it closes engines, workers and trackers."""
+
+    config: RunConfig
+    schedule: Schedule
+    run_dir: RunDir
+    reporter: Reporter
+    checkpoints: CheckpointManager
+    interrupt: Interrupt
+    collect: Collect
+    evaluator: Evaluate | None
+    trainer: Trainer | None
+    to_rows: Callable[[Sequence[Sample]], list[Any]]
+    source: DataSource | None = None
+    scorer: ScorerPart | None = None
+    engines: list[Any] = field(default_factory=list)
+    export: Callable[[Path], object] | None = None
+    runner: asyncio.Runner = field(default_factory=asyncio.Runner)
+    position: tuple[int, bool] = (0, False)
+    """Finished steps, and whether the evaluation due there is done: where a checkpoint would
+    stand.
+    """
+    saved: tuple[int, bool] | None = None
+
+    def __enter__(self) -> Run:
+        self.interrupt.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        try:
+            self.runner.run(self._close())
+        finally:
+            self.runner.close()
+            self.reporter.close()
+            self.interrupt.__exit__(*exc)
+
+    async def _close(self) -> None:
+        for engine in self.engines:
+            await engine.close()
+        if self.scorer is not None:
+            self.scorer.close()
+
+    def resume(self) -> tuple[int, bool]:
+        """Restore every part from `--load`; without it (0, False).
+
+        Returns:
+            Finished steps, and whether the evaluation due there is done.
+
+        Raises:
+            CheckpointError: no good checkpoint, or one of another kind of run.
+        """
+        where = self.config.checkpoint.load
+        if where is None:
+            self.reporter.start(None)
+            return self.position
+        checkpoint = self.checkpoints.load(Path(where))
+        for reason in checkpoint.skipped:
+            log.warning("passed over a damaged checkpoint: %s", reason)
+        if self.trainer is not None:
+            self.trainer.load_state_dict(*checkpoint.part("policy"))
+        if self.source is not None:
+            self.source.load_state_dict(checkpoint.part("source")[1])
+        restore_rng(*checkpoint.part("rng"))
+        evaluated = bool(checkpoint.part("loop")[1]["evaluated"])
+        self.reporter.start(checkpoint.step, evaluated)
+        self.saved = (checkpoint.step, evaluated)
+        return self.saved
+
+    def publish(self, version: int) -> None:
+        """Give the engines the weights after `version` steps."""
+        controls = [engine for engine in self.engines if isinstance(engine, EngineControl)]
+        if controls:
+            self.runner.run(publish(controls, version, None))
+
+    def rollout(self, rollout_id: int) -> RolloutOutput:
+        """Collect the samples of one step; a signal meanwhile puts the source back where it was.
+
+        Raises:
+            Interrupted: a signal came before the step had its samples.
+        """
+        before = self.source.state_dict() if self.source is not None else None
+        try:
+            output = self.interrupt.run(self.runner, self._collect(rollout_id))
+        except BaseException:
+            if self.source is not None and before is not None:
+                self.source.load_state_dict(before)
+            raise
+        if self.scorer is not None:
+            output.metrics.update(self.scorer.metrics())
+        self.reporter.samples(rollout_id, output)
+        return output
+
+    async def _collect(self, rollout_id: int) -> RolloutOutput:
+        return await self.collect(rollout_id)
+
+    def train(self, output: RolloutOutput) -> dict[str, float]:
+        """Train on one step's samples; nothing under --debug-rollout-only."""
+        if self.trainer is None:
+            return {}
+        return self.trainer.train(self.to_rows([s for group in output.samples for s in group]))
+
+    def evaluate(self, done: int) -> None:
+        """Evaluate and log.
+
+        Raises:
+            Interrupted: a signal came first.
+        """
+        if self.evaluator is None:
+            return
+        evaluator, timer = self.evaluator, Timer()
+
+        async def work() -> EvalOutput:
+            return await evaluator(done)
+
+        with timer.phase("eval"):
+            output = self.interrupt.run(self.runner, work())
+        if self.scorer is not None:
+            self.scorer.metrics()
+        self.reporter.evaluation(done, output, timer)
+
+    def report_step(
+        self, done: int, output: RolloutOutput, trained: dict[str, float], timer: Timer
+    ) -> None:
+        """Log one finished step."""
+        self.reporter.step(done, step_metrics(output.samples, output.metrics, trained, timer))
+
+    def save(self, done: int, evaluated: bool) -> None:
+        """Write a checkpoint of this position unless it is there already.
+
+        A save that fails in the middle of a run is logged and counted, and the run goes on; the
+        last one has to succeed.
+
+        Raises:
+            CheckpointError: the last save of the run failed.
+        """
+        if self.trainer is None or self.saved == (done, evaluated):
+            return
+        try:
+            path = self.checkpoints.save(done, self._parts(evaluated))
+        except CheckpointError as error:
+            if self.interrupt.requested or done >= self.schedule.num_steps:
+                raise
+            self.reporter.failed_save(error)
+            return
+        self.saved = (done, evaluated)
+        self.reporter.saved(done, path)
+        template = self.config.checkpoint.save_hf
+        if template is not None and "{rollout_id}" in template and self.export is not None:
+            self.export(Path(template.format(rollout_id=done)))
+
+    def _parts(self, evaluated: bool) -> dict[str, Part]:
+        assert self.trainer is not None
+        parts: dict[str, Part] = {
+            "policy": self.trainer.state_dict(),
+            "rng": capture_rng(),
+            "loop": ({}, {"evaluated": evaluated}),
+        }
+        if self.source is not None:
+            parts["source"] = ({}, self.source.state_dict())
+        return parts
+
+    def finish(self, done: int) -> RunReport:
+        """Export if asked for, and say how it ended."""
+        template, exported = self.config.checkpoint.save_hf, None
+        ended_early = self.interrupt.requested and done < self.schedule.num_steps
+        if template is not None and self.export is not None and not ended_early:
+            exported = Path(template.format(rollout_id=done))
+            with contextlib.suppress(FileExistsError):
+                self.export(exported)
+        report = RunReport(
+            run_dir=self.run_dir.path,
+            steps_done=done,
+            num_steps=self.schedule.num_steps,
+            exit_code=self.interrupt.exit_code if ended_early else 0,
+            metrics=self.reporter.last,
+            exported=exported,
+        )
+        self.reporter.finished(report)
+        return report

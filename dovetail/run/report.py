@@ -1,0 +1,198 @@
+"""What one step leaves for a person: metrics, a line, the samples; and what a whole run returns."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dovetail.config.resolve import Resolved
+from dovetail.config.show import to_toml
+from dovetail.observe.atomic import write_atomic
+from dovetail.observe.dump import write_samples
+from dovetail.observe.log import open_log
+from dovetail.observe.progress import make_progress
+from dovetail.observe.run_dir import RunDir
+from dovetail.observe.tracker import Trackers, TrackerSetup, open_trackers
+from dovetail.observe.trackers.jsonl import supersede_rows
+from dovetail.types import EvalOutput, Group, RolloutOutput
+
+log = logging.getLogger(__name__)
+
+
+class Timer:
+    """Seconds per phase of one step."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self.phases: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the seconds of the block to `name`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.phases[name] = self.phases.get(name, 0.0) + time.perf_counter() - started
+
+    def metrics(self) -> dict[str, float]:
+        """`time/<phase>_s` of every phase, and `time/step_s` since the timer was made."""
+        phases = {f"time/{name}_s": seconds for name, seconds in self.phases.items()}
+        return {**phases, "time/step_s": time.perf_counter() - self._started}
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """How a run ended."""
+
+    run_dir: Path
+    steps_done: int
+    num_steps: int
+    exit_code: int = 0
+    """0, or 128 plus the number of the signal that ended the run early."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """The last value of every metric."""
+    exported: Path | None = None
+    """Hugging Face directory of the trained policy."""
+
+
+def step_metrics(
+    groups: list[Group],
+    rollout: Mapping[str, float],
+    train: Mapping[str, float],
+    timer: Timer,
+) -> dict[str, float]:
+    """Everything that is logged for one step.
+
+    `perf/rollout_tokens_per_s` counts response tokens over the seconds of the rollout phase, and
+    `perf/train_tokens_per_s` prompt and response tokens over those of training.
+    """
+    samples = [sample for group in groups for sample in group]
+    times = timer.metrics()
+    metrics = {**rollout, **train, **times}
+    if times.get("time/rollout_s"):
+        made = sum(sample.response_length for sample in samples)
+        metrics["perf/rollout_tokens_per_s"] = made / times["time/rollout_s"]
+    if train and times.get("time/train_s"):
+        seen = sum(len(sample.tokens) for sample in samples)
+        metrics["perf/train_tokens_per_s"] = seen / times["time/train_s"]
+    return metrics
+
+
+class Reporter:
+    """Writes what a run leaves, into its run directory and onto the screen."""
+
+    def __init__(self, resolved: Resolved, run_dir: RunDir, num_steps: int) -> None:
+        self.config, self.run_dir = resolved.config, run_dir
+        self.last: dict[str, float] = {}
+        self.failed_saves = 0
+        self._log = open_log(run_dir.log)
+        self._progress = make_progress(self.config.observe.progress, num_steps)
+        self._trackers: Trackers | None = None
+        write_atomic(run_dir.config, to_toml(resolved).encode())
+        write_atomic(run_dir.origins, json.dumps(resolved.origins, indent=1).encode())
+        for note in resolved.notes:
+            log.info("%s", note)
+
+    def start(self, resumed_after: int | None, evaluated: bool = False) -> None:
+        """Open the trackers; rows and samples of an abandoned future are moved aside first."""
+        observe = self.config.observe
+        if resumed_after is not None:
+            supersede_rows(self.run_dir, resumed_after, evaluated)
+            self.run_dir.supersede_samples(resumed_after + 1)
+        names = ["jsonl"]
+        names += ["tensorboard"] if observe.use_tensorboard else []
+        names += ["wandb"] if observe.use_wandb else []
+        setup = TrackerSetup(
+            self.run_dir,
+            observe.run_name,
+            self.config.model_dump(),
+            resumed_after=resumed_after,
+            wandb_project=observe.wandb_project,
+            wandb_group=observe.wandb_group,
+            wandb_mode=observe.wandb_mode,
+        )
+        self._trackers = open_trackers(names, setup)
+        if resumed_after is not None:
+            self._progress.say(f"resumed after step {resumed_after}")
+
+    def rollout_progress(self, done: int, total: int, tokens: int) -> None:
+        """Groups of the current step."""
+        self._progress.rollout(done, total, tokens)
+
+    def train_progress(self, done: int, total: int) -> None:
+        """Samples of the current step."""
+        self._progress.train(done, total)
+
+    def eval_progress(self, done: int, total: int, tokens: int) -> None:
+        """Groups of the current evaluation."""
+        self._progress.evaluation(done, total, tokens)
+
+    def samples(self, rollout_id: int, output: RolloutOutput) -> None:
+        """Write a step's samples where the configuration wants them."""
+        samples = [sample for group in output.samples for sample in group]
+        if self.config.observe.save_samples:
+            write_samples(self.run_dir.samples(rollout_id + 1), samples)
+        template = self.config.debug.save_debug_rollout_data
+        if template is not None:
+            write_samples(Path(template.format(rollout_id=rollout_id)), samples)
+
+    def step(self, done: int, metrics: Mapping[str, float]) -> None:
+        """Log one finished step."""
+        if self.failed_saves:
+            metrics = {**metrics, "checkpoint/failed_saves": float(self.failed_saves)}
+        self._track(done, metrics)
+        self._progress.step(done, metrics)
+
+    def evaluation(self, done: int, output: EvalOutput, timer: Timer) -> None:
+        """Log one evaluation."""
+        metrics = {**output.metrics, "time/eval_s": timer.phases["eval"]}
+        self._track(done, metrics)
+        self._progress.evaluated(done, metrics)
+        if self.config.observe.save_samples:
+            for name, samples in output.data.items():
+                write_samples(self.run_dir.eval_samples(name, done), samples)
+
+    def saved(self, done: int, path: Path) -> None:
+        """A checkpoint was written."""
+        log.info("saved step %d to %s", done, path)
+
+    def failed_save(self, error: Exception) -> None:
+        """A checkpoint could not be written and the run goes on without it."""
+        self.failed_saves += 1
+        log.error("a checkpoint is missing: %s", error)
+
+    def finished(self, report: RunReport) -> None:
+        """The run is over."""
+        facts = {
+            "steps_done": report.steps_done,
+            "num_steps": report.num_steps,
+            "exit_code": report.exit_code,
+            "exported": str(report.exported) if report.exported else None,
+        }
+        write_atomic(self.run_dir.result, (json.dumps(facts, indent=2) + "\n").encode())
+        early = "" if report.steps_done >= report.num_steps else " (stopped early)"
+        self._progress.close()
+        self._progress.say(
+            f"done: {report.steps_done} of {report.num_steps} steps{early}, "
+            f"everything is in {self.run_dir.path}"
+        )
+        if report.exported is not None:
+            self._progress.say(f"exported the model to {report.exported}")
+
+    def close(self) -> None:
+        """Give the terminal back and close the files; a second call does nothing."""
+        self._progress.close()
+        if self._trackers is not None:
+            self._trackers.close()
+        self._log.close()
+
+    def _track(self, done: int, metrics: Mapping[str, float]) -> None:
+        assert self._trackers is not None
+        self._trackers.log(metrics, done)
+        self.last.update(metrics)

@@ -1,0 +1,75 @@
+"""The loop.
+
+    source --groups--> rollout --samples--> rewards --> rows --> advantages -> loss -> optimizer
+      ^                   |                                                            |
+      +---- put back -----+ <------------------ publish(version) <---------------------+
+
+One turn is one step: collect samples with the current weights, train on them, publish the new
+weights.
+Rollout and evaluation run on the asyncio loop and wait for engines and rewards; training blocks
+it. A signal cancels a rollout (its prompts go back) but never a training step, so what is saved is
+always a whole number of steps.
+"""
+
+from __future__ import annotations
+
+from dovetail.config.resolve import Resolved
+from dovetail.run.build import build
+from dovetail.run.interrupt import Interrupted
+from dovetail.run.parts import Run
+from dovetail.run.report import RunReport, Timer
+
+
+def run_training(resolved: Resolved) -> RunReport:
+    """Build the parts of a resolved configuration and train to the end, or to a signal.
+
+    Raises:
+        DovetailError: see the subclasses; everything on disk stays as it was.
+    """
+    with build(resolved) as run:
+        done, evaluated = run.resume()
+        try:
+            done, evaluated = train(run, done, evaluated)
+        except Interrupted:
+            done, evaluated = run.position
+            run.save(done, evaluated)
+        return run.finish(done)
+
+
+def train(run: Run, done: int, evaluated: bool) -> tuple[int, bool]:
+    """Turn the loop from `done` finished steps to the last one, or until a signal asks to leave.
+
+    Returns:
+        Finished steps, and whether the evaluation due at that point is done.
+
+    Raises:
+        Interrupted: a signal cancelled a rollout or an evaluation; `run.position` is where it
+        stood.
+    """
+    run.position = (done, evaluated)
+    run.publish(done)
+    if not evaluated:
+        evaluate(run, done)
+    while done < run.schedule.num_steps and not run.interrupt.requested:
+        timer = Timer()
+        with timer.phase("rollout"):
+            output = run.rollout(done)
+        with timer.phase("train"):
+            trained = run.train(output)
+        done += 1
+        with timer.phase("publish"):
+            run.publish(done)
+        run.position = (done, not run.schedule.eval_due(done))
+        run.report_step(done, output, trained, timer)
+        if not run.interrupt.requested:
+            evaluate(run, done)
+        if run.schedule.save_due(done) or run.interrupt.requested:
+            run.save(*run.position)
+    return run.position
+
+
+def evaluate(run: Run, done: int) -> None:
+    """Evaluate if it is due when `done` steps are done."""
+    if run.schedule.eval_due(done):
+        run.evaluate(done)
+    run.position = (done, True)

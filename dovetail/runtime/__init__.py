@@ -1,0 +1,1 @@
+"""Who lives in which process on which devices."""

@@ -1,0 +1,1 @@
+"""New weights to engines: when, and in which order."""
