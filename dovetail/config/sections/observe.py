@@ -39,3 +39,7 @@ class ObserveConfig(Section):
     wandb_mode: Literal["online", "offline", "disabled"] = Field(
         "online", description="Weights & Biases mode."
     )
+    trackers: list[str] = Field(
+        default_factory=list,
+        description="More trackers by name, from entry points of the group dovetail.trackers.",
+    )
