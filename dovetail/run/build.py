@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,40 +41,35 @@ from dovetail.run.schedule import Schedule, make_schedule
 from dovetail.run.validate import validate
 from dovetail.runtime.plan import Plan, plan
 from dovetail.trainers.trainer import Trainer
-from dovetail.types import EvalOutput, RolloutCall, RolloutOutput, SamplingParams
-
-log = logging.getLogger(__name__)
+from dovetail.types import RolloutCall, SamplingParams
 
 _MAX_RUNNING = 256
 """Sequences decoded at once when engine_max_running is 0: more only lengthens the wait for the
 first.
 """
+_UNLIMITED = 1 << 20
+"""Context of a model that names no limit."""
 
 
 def build(resolved: Resolved) -> Run:
     """Every part of a training run.
 
     Raises:
-        DovetailError: the configuration, a hook, the data or the checkpoint is at fault; nothing
-        was
-            started, and the run directory is the only thing made.
+        DovetailError: the configuration, a hook, the data or the model is at fault. Nothing was
+        started.
     """
     config = resolved.config
     validate(config)
     if config.checkpoint.save_hf is not None:
         hf.check_export_path(config.checkpoint.save_hf)
     parts = Parts(config)
-    source = parts.source()
-    schedule = make_schedule(config, len(source) if source is not None else 0, parts.replay)
-    eval_set_list = parts.eval_sets()
-    model = parts.model()
+    prompts_per_epoch = len(parts.source) if parts.source is not None else 0
+    schedule = make_schedule(config, prompts_per_epoch, parts.replay)
+    parts.load()
     run_dir = RunDir.create(
         config.observe.run_name, config.observe.run_dir, resuming=config.checkpoint.load is not None
     )
     reporter = Reporter(resolved, run_dir, schedule.num_steps)
-    engine = parts.engine(model) if parts.needs_engine else None
-    scorer = parts.scorer() if parts.needs_engine else None
-    context_len = engine.max_context_len if engine is not None else None
     return Run(
         config=config,
         schedule=schedule,
@@ -85,54 +79,67 @@ def build(resolved: Resolved) -> Run:
             Path(config.checkpoint.save or run_dir.checkpoints), config.checkpoint.save_keep
         ),
         interrupt=Interrupt(),
-        collect=parts.collect(engine, scorer, source, context_len, reporter),
-        evaluator=parts.evaluator(engine, scorer, eval_set_list, source, reporter),
-        trainer=parts.trainer(model, schedule, reporter),
+        collect=parts.collect(reporter),
+        evaluator=parts.evaluator(reporter),
+        trainer=parts.trainer(schedule, reporter),
         to_rows=parts.to_rows(),
-        source=source,
-        scorer=scorer,
-        engines=[engine] if engine is not None else [],
-        export=functools.partial(hf.save_hf, model, parts.tokenizer),
+        source=parts.source,
+        scorer=parts.scorer if parts.samples else None,
+        engines=[parts.engine] if parts.samples else [],
+        export=functools.partial(hf.save_hf, parts.model, parts.tokenizer),
     )
 
 
-@dataclass
 class Parts:
-    """Makes one part at a time out of the configuration."""
+    """Makes each part out of the configuration when it is first asked for."""
 
-    config: RunConfig
-
-    def __post_init__(self) -> None:
-        config = self.config
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
         self.args = ArgsView(config)
         self.hooks: dict[str, BoundHook] = bind_hooks(config.hooks, self.args)
         self.plan: Plan = plan(config.runtime, config.model, has_cuda=torch.cuda.is_available())
         torch.set_num_threads(self.plan.num_threads)
         seed_all(config.model.seed)
-        self.tokenizer = hf.load_tokenizer(
-            str(config.model.hf_checkpoint), config.model.trust_remote_code
-        )
         template = config.debug.load_debug_rollout_data
         self.replay = Replay(template) if template is not None else None
-        log.info("%s", self.plan.describe())
+
+    def load(self) -> None:
+        """Load what takes long, in order of cost."""
+        if self.samples:
+            _ = self.eval_sets, self.scorer
+        _ = self.model
+        if self.samples:
+            _ = self.engine
 
     @property
-    def needs_engine(self) -> bool:
-        """Whether anything is sampled in this run."""
+    def samples(self) -> bool:
+        """Whether anything is sampled in this run, so that it needs an engine and rewards."""
         if self.config.train_only:
             return False
         return not self.config.is_sft or bool(eval_sets(self.config))
 
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Of the policy."""
+        settings = self.config.model
+        return hf.load_tokenizer(str(settings.hf_checkpoint), settings.trust_remote_code)
+
+    @cached_property
     def model(self) -> Any:
         """The policy."""
-        settings = self.config.model
-        return hf.load_model(
-            str(settings.hf_checkpoint),
-            settings.dtype,
-            self.plan.device,
-            settings.trust_remote_code,
-        )
+        model = self._load_model(self.config.model.hf_checkpoint)
+        if self.config.model.gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        return model
 
+    @cached_property
+    def context_len(self) -> int:
+        """Most tokens of prompt plus response."""
+        own = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        limits = (own, self.config.rollout.rollout_max_context_len)
+        return min((limit for limit in limits if limit), default=_UNLIMITED)
+
+    @cached_property
     def source(self) -> PromptDataSource | None:
         """Prompts, or under SFT finished samples; None when saved samples are replayed."""
         config = self.config
@@ -147,29 +154,31 @@ class Parts:
             sft=config.is_sft,
         )
 
-    def engine(self, model: Any) -> Any:
+    @cached_property
+    def engine(self) -> Any:
         """The engine that `rollout_engine` names."""
         settings, rollout = self.config.engine, self.config.rollout
         row = next(row for row in ENGINES if row.name == settings.rollout_engine)
         module, _, name = row.path.partition(":")
-        limit = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 2**20)
-        context_len = min(limit, rollout.rollout_max_context_len or limit)
         num_wanted = (rollout.over_sampling_batch_size or rollout.rollout_batch_size) * (
             rollout.n_samples_per_prompt
         )
         max_running = settings.engine_max_running or min(num_wanted, _MAX_RUNNING)
         return getattr(importlib.import_module(module), name)(
-            model,
+            self.model,
             self.tokenizer,
             max_running=max_running,
             kv_tokens=settings.engine_kv_tokens
-            or min(_kv_tokens(model, settings.engine_memory_gb), max_running * context_len),
-            max_context_len=context_len,
+            or min(
+                _kv_tokens(self.model, settings.engine_memory_gb), max_running * self.context_len
+            ),
+            max_context_len=self.context_len,
             fused=settings.engine_fused,
             cuda_graphs=settings.engine_cuda_graphs,
-            eos_token_ids=hf.eos_token_ids(model, self.tokenizer),
+            eos_token_ids=hf.eos_token_ids(self.model, self.tokenizer),
         )
 
+    @cached_property
     def scorer(self) -> Scorer:
         """Rewards."""
         custom = self.hooks.get("custom_rm")
@@ -181,101 +190,75 @@ class Parts:
             seed=self.config.data.rollout_seed,
         )
 
-    def collect(
-        self,
-        engine: Any,
-        scorer: Scorer | None,
-        source: PromptDataSource | None,
-        context_len: int | None,
-        reporter: Reporter,
-    ) -> Collect:
+    def collect(self, reporter: Reporter) -> Collect:
         """What gives the samples of a step."""
         config = self.config
         if self.replay is not None:
             return self.replay
-        assert source is not None
+        assert self.source is not None
         if config.is_sft:
-            return SftRollout(source, config.rollout.rollout_batch_size)
-        assert scorer is not None
+            return SftRollout(self.source, config.rollout.rollout_batch_size)
         default = Rollout(
-            engine,
+            self.engine,
             self.tokenizer,
-            source,
-            scorer,
+            self.source,
+            self.scorer,
             config.rollout,
             seed=config.data.rollout_seed,
             generate=self.hooks.get("custom_generate_function"),
             group_filter=self.hooks.get("dynamic_sampling_filter"),
             group_rm=config.reward.group_rm,
             reward_key=config.reward.reward_key,
-            max_context_len=context_len,
+            max_context_len=self.context_len,
             on_progress=reporter.rollout_progress,
         )
         hook = self.hooks.get("rollout_function")
-        if hook is None:
-            return default
+        return default if hook is None else self._by_hook(hook, default)
 
-        async def collect(rollout_id: int) -> RolloutOutput:
-            call = RolloutCall(
-                rollout_id,
-                data_source=source,
-                engine=engine,
-                tokenizer=self.tokenizer,
-                scorer=scorer,
-                default=default,
-                weight_version=rollout_id,
-            )
-            return await hook(call)  # type: ignore[no-any-return]
-
-        return collect
-
-    def evaluator(
-        self,
-        engine: Any,
-        scorer: Scorer | None,
-        sets: list[EvalSet],
-        source: PromptDataSource | None,
-        reporter: Reporter,
-    ) -> Evaluate | None:
+    def evaluator(self, reporter: Reporter) -> Evaluate | None:
         """What evaluates; None without evaluation sets and without a function of the user's."""
         hook = self.hooks.get("eval_function")
-        if engine is None or scorer is None or (not sets and hook is None):
+        if not self.samples or (not self.eval_sets and hook is None):
             return None
-
         default = Evaluation(
-            engine,
+            self.engine,
             self.tokenizer,
-            sets,
-            scorer,
+            self.eval_sets,
+            self.scorer,
             seed=self.config.data.rollout_seed,
             generate=self.hooks.get("custom_generate_function"),
             group_rm=self.config.reward.group_rm,
-            max_context_len=engine.max_context_len,
+            max_context_len=self.context_len,
             log_passrate=self.config.observe.log_passrate,
             on_progress=reporter.eval_progress,
         )
-        if hook is None:
-            return default
+        return default if hook is None else self._by_hook(hook, default, evaluation=True)
 
-        async def evaluator(rollout_id: int) -> EvalOutput:
-            call = RolloutCall(
+    def _by_hook(
+        self, hook: BoundHook, default: Callable[[int], Awaitable[Any]], evaluation: bool = False
+    ) -> Callable[[int], Awaitable[Any]]:
+        """A user's rollout or evaluation function, called with the parts that the default one
+        uses.
+        """
+
+        async def call(rollout_id: int) -> Any:
+            given = RolloutCall(
                 rollout_id,
-                evaluation=True,
-                data_source=source,
-                engine=engine,
+                evaluation=evaluation,
+                data_source=self.source,
+                engine=self.engine,
                 tokenizer=self.tokenizer,
-                scorer=scorer,
+                scorer=self.scorer,
                 default=default,
                 weight_version=rollout_id,
             )
-            return await hook(call)  # type: ignore[no-any-return]
+            return await hook(given)
 
-        return evaluator
+        return call
 
+    @cached_property
     def eval_sets(self) -> list[EvalSet]:
         """The held-out sets, loaded."""
-        if not self.needs_engine:
-            return []
         return [self._eval_set(one) for one in eval_sets(self.config)]
 
     def _eval_set(self, one: EvalSetConfig) -> EvalSet:
@@ -309,15 +292,13 @@ class Parts:
             metadata=one.metadata,
         )
 
-    def trainer(self, model: Any, schedule: Schedule, reporter: Reporter) -> Trainer | None:
+    def trainer(self, schedule: Schedule, reporter: Reporter) -> Trainer | None:
         """What changes the policy; None under --debug-rollout-only."""
         config = self.config
         if config.debug.debug_rollout_only:
             return None
-        if config.model.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
         return Trainer(
-            model,
+            self.model,
             self._reference(),
             config.algorithm,
             config.batch,
@@ -333,7 +314,10 @@ class Parts:
         settings, algorithm = self.config.model, self.config.algorithm
         if self.config.is_sft or not (algorithm.use_kl_loss or algorithm.kl_coef):
             return None
-        path = settings.ref_load or settings.hf_checkpoint
+        return self._load_model(settings.ref_load or settings.hf_checkpoint)
+
+    def _load_model(self, path: str | None) -> Any:
+        settings = self.config.model
         return hf.load_model(
             str(path), settings.dtype, self.plan.device, settings.trust_remote_code
         )
