@@ -124,20 +124,21 @@ def _same(value: Any, default: Any) -> bool:
 
 def _all_finite(plain: Mapping[str, Any]) -> bool:
     for name, value in plain.items():
-        if name in _NUMBER_LISTS:
-            continue
         if name in _FLOAT_LISTS and isinstance(value, list):
-            # A sum of finite numbers of this size is finite; one that is not keeps it from being
-            # so.
-            try:
-                if not math.isfinite(sum(value)):
-                    return False
-                continue
-            except TypeError:
-                return False
-        if not _finite(value):
+            finite = _finite_sum(value)
+        else:
+            finite = name in _NUMBER_LISTS or _finite(value)
+        if not finite:
             return False
     return True
+
+
+def _finite_sum(values: list[Any]) -> bool:
+    """Quick check of a long list: one number that is not finite makes the sum so."""
+    try:
+        return math.isfinite(sum(values))
+    except TypeError:
+        return False
 
 
 def _finite(value: Any) -> bool:

@@ -47,9 +47,12 @@ def nursery():
 
 def seconds_of_a_save(directory: Path) -> float:
     part = ({"w": torch.zeros(200_000)}, {})
-    started = time.perf_counter()
-    CheckpointManager(directory, keep=1).save(0, {"model": part, "trainer": part})
-    return time.perf_counter() - started
+    seconds = []
+    for step in range(5):
+        started = time.perf_counter()
+        CheckpointManager(directory, keep=1).save(step, {"model": part, "trainer": part})
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
 
 
 def kill_a_saver(nursery: subprocess.Popen, directory: Path, step: int, after_s: float) -> None:
@@ -64,7 +67,7 @@ def kill_a_saver(nursery: subprocess.Popen, directory: Path, step: int, after_s:
 def test_twenty_kills_at_random_moments_each_leave_a_verified_checkpoint(tmp_path, nursery):
     moments = random.Random(20)
     CheckpointManager(tmp_path, keep=2).save(0, {"model": ({}, {"s": 0})})
-    longest_s = 4 * seconds_of_a_save(tmp_path / "elsewhere")
+    longest_s = 5 * seconds_of_a_save(tmp_path / "elsewhere")
     step = cut_short = 0
     for _ in range(20):
         kill_a_saver(nursery, tmp_path, step, moments.uniform(0.0, longest_s))
