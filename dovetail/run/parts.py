@@ -194,11 +194,20 @@ class Run:
         parts: dict[str, Part] = {
             "policy": self.trainer.state_dict(),
             "rng": capture_rng(),
-            "loop": ({}, {"evaluated": evaluated}),
+            "loop": ({}, {"evaluated": evaluated, **self._origin()}),
         }
         if self.source is not None:
             parts["source"] = ({}, self.source.state_dict())
         return parts
+
+    def _origin(self) -> dict[str, Any]:
+        """What a checkpoint needs beside its tensors to become a Hugging Face directory."""
+        model = self.config.model
+        return {
+            "hf_checkpoint": str(Path(str(model.hf_checkpoint)).resolve()),
+            "dtype": model.dtype,
+            "trust_remote_code": model.trust_remote_code,
+        }
 
     def finish(self, done: int) -> RunReport:
         """Export if asked for, and say how it ended."""

@@ -15,6 +15,7 @@ from dovetail.config.show import to_toml
 from dovetail.observe.atomic import write_atomic
 from dovetail.observe.dump import write_samples
 from dovetail.observe.log import open_log
+from dovetail.observe.plot import plot_reward
 from dovetail.observe.progress import make_progress
 from dovetail.observe.run_dir import RunDir
 from dovetail.observe.tracker import Trackers, TrackerSetup, open_trackers
@@ -175,6 +176,7 @@ class Reporter:
             "exit_code": report.exit_code,
             "exported": str(report.exported) if report.exported else None,
         }
+        plot_reward(self.run_dir.path, self.run_dir.reward_png)
         write_atomic(self.run_dir.result, (json.dumps(facts, indent=2) + "\n").encode())
         early = "" if report.steps_done >= report.num_steps else " (stopped early)"
         self._progress.close()

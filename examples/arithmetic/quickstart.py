@@ -17,7 +17,7 @@ from pathlib import Path
 from make_task import make_task
 
 from dovetail.config.resolve import resolve
-from dovetail.observe.plot import plot_reward, terminal_plot
+from dovetail.observe.plot import plot_reward, plot_run
 from dovetail.observe.run_dir import RunDir
 from dovetail.observe.trackers.jsonl import read_metrics, series
 from dovetail.run.report import RunReport
@@ -83,7 +83,6 @@ def _move_aside(output: Path) -> None:
 def _conclude(options: argparse.Namespace, run_dir: Path, train_seconds: float) -> None:
     rows = read_metrics(RunDir(run_dir).metrics)
     _, heldout = series(rows, "eval/heldout/reward")
-    _, rewards = series(rows, "rollout/reward")
     picture = options.output / "reward.png"
     plot_reward(run_dir, picture)
     result = {
@@ -94,7 +93,7 @@ def _conclude(options: argparse.Namespace, run_dir: Path, train_seconds: float) 
     }
     numbers = options.output / "result.json"
     numbers.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(f"\n{terminal_plot(rewards, title='mean reward per step')}")
+    print(f"\n{plot_run(run_dir)}")
     print(f"""
 Held-out accuracy (greedy, 512 sums never trained on):
   {heldout[0]:.3f} before GRPO, {heldout[-1]:.3f} after, in {train_seconds:.0f} s

@@ -1,0 +1,58 @@
+"""Evaluation alone: the sets of a configuration, answered once by a model or a checkpoint of it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from dovetail.checkpoint.manager import load_checkpoint
+from dovetail.config.check import check_evaluation
+from dovetail.config.resolve import Resolved
+from dovetail.observe.run_dir import RunDir
+from dovetail.run.build import Parts
+from dovetail.run.interrupt import Interrupt, Interrupted
+from dovetail.run.report import Reporter, RunReport, Timer
+from dovetail.run.validate import validate_names
+from dovetail.trainers.torch.restore import restore_weights
+from dovetail.types import EvalOutput
+
+
+def run_eval(resolved: Resolved) -> RunReport:
+    """Evaluate `hf_checkpoint`, or with `load` a checkpoint trained from it, and log the results.
+
+    Raises:
+        DovetailError: the configuration, a hook, the data, the model or the checkpoint is at fault.
+    """
+    config = resolved.config
+    check_evaluation(config)
+    validate_names(config)
+    parts = Parts(config)
+    _ = parts.eval_sets, parts.model
+    step = 0
+    if config.checkpoint.load is not None:
+        checkpoint = load_checkpoint(config.checkpoint.load)
+        restore_weights(parts.model, checkpoint.part("policy")[0])
+        step = checkpoint.step
+    run_dir = RunDir.create(f"{config.observe.run_name}-eval", config.observe.run_dir)
+    reporter = Reporter(resolved, run_dir, num_steps=0)
+    reporter.start(None)
+    evaluator, timer = parts.evaluator(reporter), Timer()
+    assert evaluator is not None
+    with asyncio.Runner() as runner, Interrupt() as interrupt:
+
+        async def work() -> EvalOutput:
+            await parts.engine.receive_weights(step, None)
+            return await evaluator(step)
+
+        async def close() -> None:
+            await parts.engine.close()
+
+        try:
+            with timer.phase("eval"):
+                reporter.evaluation(step, interrupt.run(runner, work()), timer)
+        except Interrupted:
+            return RunReport(run_dir.path, 0, 0, exit_code=interrupt.exit_code)
+        finally:
+            runner.run(close())
+            parts.scorer.close()
+            reporter.close()
+    return RunReport(run_dir.path, 0, 0, metrics=reporter.last)
