@@ -14,13 +14,13 @@ from dovetail.config.resolve import Resolved
 from dovetail.config.show import to_toml
 from dovetail.observe.atomic import write_atomic
 from dovetail.observe.dump import write_samples
-from dovetail.observe.log import open_log
+from dovetail.observe.log import open_log, warn_once
 from dovetail.observe.plot import plot_reward
 from dovetail.observe.progress import make_progress
 from dovetail.observe.run_dir import RunDir
 from dovetail.observe.tracker import Trackers, TrackerSetup, open_trackers
 from dovetail.observe.trackers.jsonl import supersede_rows
-from dovetail.types import EvalOutput, Group, RolloutOutput
+from dovetail.types import DataError, EvalOutput, Group, RolloutOutput, Sample
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +109,7 @@ class Reporter:
         names = ["jsonl"]
         names += ["tensorboard"] if observe.use_tensorboard else []
         names += ["wandb"] if observe.use_wandb else []
+        names += observe.trackers
         setup = TrackerSetup(
             self.run_dir,
             observe.run_name,
@@ -137,8 +138,7 @@ class Reporter:
     def samples(self, rollout_id: int, output: RolloutOutput) -> None:
         """Write a step's samples where the configuration wants them."""
         samples = [sample for group in output.samples for sample in group]
-        if self.config.observe.save_samples:
-            write_samples(self.run_dir.samples(rollout_id + 1), samples)
+        self._keep(self.run_dir.samples(rollout_id + 1), samples)
         template = self.config.debug.save_debug_rollout_data
         if template is not None:
             write_samples(Path(template.format(rollout_id=rollout_id)), samples)
@@ -155,9 +155,8 @@ class Reporter:
         metrics = {**output.metrics, "time/eval_s": timer.phases["eval"]}
         self._track(done, metrics)
         self._progress.evaluated(done, metrics)
-        if self.config.observe.save_samples:
-            for name, samples in output.data.items():
-                write_samples(self.run_dir.eval_samples(name, done), samples)
+        for name, samples in output.data.items():
+            self._keep(self.run_dir.eval_samples(name, done), samples)
 
     def saved(self, done: int, path: Path) -> None:
         """A checkpoint was written."""
@@ -193,6 +192,15 @@ class Reporter:
         if self._trackers is not None:
             self._trackers.close()
         self._log.close()
+
+    def _keep(self, path: Path, samples: list[Sample]) -> None:
+        """Write samples for a person to read. That they can't be written costs no training."""
+        if not self.config.observe.save_samples:
+            return
+        try:
+            write_samples(path, samples)
+        except (OSError, DataError) as error:
+            warn_once(log, "samples are not kept: %s", error)
 
     def _track(self, done: int, metrics: Mapping[str, float]) -> None:
         assert self._trackers is not None
