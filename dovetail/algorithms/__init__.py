@@ -1,0 +1,1 @@
+"""Advantages, losses, KL and logprobs: pure tensor functions, and the tables that name them."""

@@ -1,0 +1,1 @@
+"""One file per advantage estimator; `dovetail.algorithms.table` names them."""

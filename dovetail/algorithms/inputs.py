@@ -1,0 +1,41 @@
+"""What advantages and losses are given: flat tensors.
+
+Shapes: S samples of a rollout, N scored response tokens of a micro-batch (or of a piece of one).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class RewardBatch:
+    """Rewards of one rollout. Groups and rollouts are told by id, never by position."""
+
+    rewards_S: torch.Tensor
+    """[S] float64."""
+    groups_S: list[int | None]
+    """Siblings of one prompt share it; None is allowed only where no group is needed."""
+    rollouts_S: list[int]
+    """Samples that one execution fanned out into share it; it counts once in its group."""
+    in_baseline_S: list[bool]
+    """False: the reward is unknown (it failed) and stays out of the group's statistics."""
+    final_S: list[bool]
+    """True: a reward post-process hook made this reward; it is the advantage as it stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenInputs:
+    """One flat piece of scored tokens. Only `logprobs_N` and `entropy_N` carry gradients."""
+
+    logprobs_N: torch.Tensor
+    """[N] float32, under the sampling temperature, with today's weights."""
+    entropy_N: torch.Tensor
+    """[N] float32, of the same distribution."""
+    old_logprobs_N: torch.Tensor
+    """[N] float32, with the weights at the start of this rollout's training."""
+    advantages_N: torch.Tensor
+    ref_logprobs_N: torch.Tensor | None = None
+    """[N] float32, with the frozen reference; None without KL."""

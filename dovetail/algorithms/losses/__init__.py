@@ -1,0 +1,1 @@
+"""One file per loss; `dovetail.algorithms.table` names them."""

@@ -1,0 +1,1 @@
+"""Trainers: rows in, changed weights and metrics out."""

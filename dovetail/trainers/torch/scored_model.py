@@ -1,0 +1,194 @@
+"""A causal LM as training sees it: token lines in, hidden states at scored tokens out, and its
+head.
+
+Everything that is assumed of the model is checked on a few tokens when it is wrapped. What does not
+hold costs speed, never rightness: without a plain head the model's own logits are used, without
+tree attention lines are padded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from dovetail.algorithms.logprobs import Head
+from dovetail.batch.pack import MicroBatch, Segment
+from dovetail.trainers.torch import tree_attention
+
+_UNUSABLE = (
+    tree_attention.TreeAttentionUnsupportedError,
+    AttributeError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What an unknown model may raise when it is tried in a way it does not know; it is then not used
+that way."""
+
+
+class ScoredModel:
+    """Wraps `model`; keeps no copy of any weight."""
+
+    def __init__(self, model: Any):
+        self.model = model
+        self.device: torch.device = next(model.parameters()).device
+        self.eval_mode()
+        self.head, self.head_reason = find_head(model)
+        self.packs, self.pack_reason = self._check_packing()
+        self.longest_packed = attention_window(model.config)
+        """A packed sequence may have no more tokens than this: tree attention knows no window."""
+
+    def eval_mode(self) -> None:
+        """No dropout, so that logprobs are those of the rollout; checkpointed layers stay
+        checkpointed."""
+        self.model.eval()
+        for module in self.model.modules():
+            if getattr(module, "gradient_checkpointing", False):
+                module.training = True
+
+    @contextlib.contextmanager
+    def packed_lines(self) -> Iterator[None]:
+        """Tree attention inside the block; recomputation in a backward pass must be inside too."""
+        config = self.model.config
+        usual = config._attn_implementation
+        config._attn_implementation = tree_attention.NAME
+        try:
+            yield
+        finally:
+            config._attn_implementation = usual
+
+    def attention_for(self, batch: MicroBatch) -> contextlib.AbstractContextManager[None]:
+        """What forward and backward of this batch must run inside."""
+        return self.packed_lines() if batch.segments else contextlib.nullcontext()
+
+    def hidden(self, batch: MicroBatch) -> torch.Tensor:
+        """Hidden states that predict the scored tokens, [N, H]. Needs a head."""
+        output = self.model.base_model(**self._inputs(batch)).last_hidden_state
+        return output.flatten(0, 1).index_select(0, batch.hidden_index_N.to(self.device))
+
+    def logits(self, batch: MicroBatch) -> torch.Tensor:
+        """The model's own logits at the scored tokens, [N, V] float32; all logits exist
+        meanwhile."""
+        output = self.model(**self._inputs(batch)).logits
+        return output.flatten(0, 1).index_select(0, batch.hidden_index_N.to(self.device)).float()
+
+    def _inputs(self, batch: MicroBatch) -> dict[str, Any]:
+        inputs: dict[str, Any] = {
+            "input_ids": batch.input_ids_BT.to(self.device),
+            "attention_mask": None,
+            "use_cache": False,
+        }
+        if batch.position_ids_BT is not None:
+            inputs["position_ids"] = batch.position_ids_BT.to(self.device)
+        if batch.segments:
+            inputs["tree_line"] = batch.segments
+        return inputs
+
+    @torch.no_grad()
+    def _check_packing(self) -> tuple[bool, str]:
+        """Whether a packed line of two trees gives each sequence what it gets alone."""
+        prompts, responses = ((0, 6), (15, 1)), (((6, 5), (11, 4)), ((16, 2), (18, 6)))
+        ids = _probe_ids(self.model, 24)
+        positions = torch.zeros(1, 24, dtype=torch.long)
+        segments: list[Segment] = []
+        alone: list[list[int]] = []
+        for (start, length), own in zip(prompts, responses, strict=True):
+            positions[0, start : start + length] = torch.arange(length)
+            segments.append(Segment(start, length))
+            for own_start, own_length in own:
+                segments.append(Segment(own_start, own_length, start, length))
+                positions[0, own_start : own_start + own_length] = length + torch.arange(own_length)
+                spans = (*range(start, start + length), *range(own_start, own_start + own_length))
+                alone.append(list(spans))
+        run = self.model.base_model if self.head is not None else self.model
+        try:
+            with self.packed_lines():
+                line = _output(
+                    run(
+                        input_ids=ids,
+                        position_ids=positions.to(self.device),
+                        attention_mask=None,
+                        use_cache=False,
+                        tree_line=tuple(segments),
+                    )
+                )
+        except _UNUSABLE as error:
+            return False, f"packed lines fail: {error}"
+        for span in alone:
+            expected = _output(run(input_ids=ids[:, span], attention_mask=None, use_cache=False))
+            if not _agree(line[:, span], expected):
+                return False, "packed lines give other hidden states than sequences alone"
+        return True, "packed lines agree with sequences alone"
+
+
+def attention_window(config: Any) -> int | None:
+    """The fewest tokens that any layer may look back; None: all."""
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    if getattr(config, "use_sliding_window", True) is False:
+        windows[0] = None
+    return min((int(window) for window in windows if window), default=None)
+
+
+@torch.no_grad()
+def find_head(model: Any) -> tuple[Head | None, str]:
+    """How the model turns the last hidden state into logits, checked; None and the reason if
+    unknown."""
+    module = model.get_output_embeddings()
+    if not isinstance(module, torch.nn.Linear) or model.base_model is model:
+        return None, "the model has no linear output embedding over a base model"
+    config = model.config
+    head = Head(
+        weight_VH=module.weight,
+        bias_V=module.bias,
+        scale=float(getattr(config, "logit_scale", None) or 1.0)
+        / float(getattr(config, "logits_scaling", None) or 1.0),
+        softcap=getattr(config, "final_logit_softcapping", None),
+    )
+    seen: list[torch.Tensor] = []
+
+    def magnify(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        # Small random weights give small logits, at which a cap would not show.
+        raw = torch.nn.functional.linear(inputs[0], module.weight).abs().max().clamp_min(1e-6)
+        seen.extend((inputs[0], inputs[0] * (50 / raw)))
+        return (seen[-1],)
+
+    ids = _probe_ids(model, 6)
+    hook = module.register_forward_pre_hook(magnify)
+    try:
+        logits = model(input_ids=ids, use_cache=False).logits.float()
+    finally:
+        hook.remove()
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    if not seen or not _agree(seen[0], hidden):
+        return None, "the head is not applied to the base model's last hidden state as it is"
+    if not _agree(_head_logits(seen[1], head), logits):
+        return None, "the head's logits are changed in a way not known here"
+    return head, "head(base(x)) agrees with the model's logits"
+
+
+def _head_logits(hidden: torch.Tensor, head: Head) -> torch.Tensor:
+    logits = torch.nn.functional.linear(hidden, head.weight_VH, head.bias_V).float() * head.scale
+    return logits if head.softcap is None else torch.tanh(logits / head.softcap) * head.softcap
+
+
+def _probe_ids(model: Any, count: int) -> torch.Tensor:
+    vocab = model.get_input_embeddings().weight.shape[0]
+    # Spread over the vocabulary, without drawing from the run's random state.
+    ids = (torch.arange(count) * 7919 + 13) % vocab
+    return ids[None].to(next(model.parameters()).device)
+
+
+def _output(output: Any) -> torch.Tensor:
+    found = getattr(output, "last_hidden_state", None)
+    result: torch.Tensor = output.logits if found is None else found
+    return result
+
+
+def _agree(a: torch.Tensor, b: torch.Tensor) -> bool:
+    share = 1e-4 if a.dtype == b.dtype == torch.float32 else 3e-2
+    bound = share * b.float().abs().max().clamp_min(1e-6)
+    return bool((a.float() - b.float()).abs().max() <= bound)
