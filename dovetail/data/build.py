@@ -36,7 +36,9 @@ def build_source(
         DataError: no or malformed data, or nothing of it is short enough.
     """
     if data.prompt_data is None:
-        raise DataError("no prompts to train on; name a file with --prompt-data (data.prompt_data)")
+        raise DataError(
+            "no prompts to train on; name a file with --prompt-data (TOML: data.prompt_data)"
+        )
     limits = [n for n in (max_prompt_len, data.rollout_max_prompt_len) if n is not None]
     prompts = load_prompts(
         data.prompt_data,

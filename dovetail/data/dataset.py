@@ -19,7 +19,10 @@ from dovetail.types.errors import DataError, MissingExtraError
 
 _SLICE = re.compile(r"^(?P<path>.*)@\[(?P<start>-?\d*):(?P<stop>-?\d*)\]$", re.DOTALL)
 _SPLIT_NAMES = {"train", "test", "validation", "valid", "val", "dev"}
-_CURE = "check --prompt-data (data.prompt_data) or --eval-prompt-data (eval.eval_prompt_data)"
+_CURE = (
+    "check --prompt-data (TOML: data.prompt_data) or --eval-prompt-data (TOML: "
+    "eval.eval_prompt_data)"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,10 +117,10 @@ class PromptBuilder:
             DataError: a column is missing or of the wrong kind, or the chat template refuses it.
         """
         fmt = self.format
-        given = self._column(row, fmt.input_key, "prompt", "--input-key (data.input_key)")
+        given = self._column(row, fmt.input_key, "prompt", "--input-key (TOML: data.input_key)")
         label = None
         if fmt.label_key is not None:
-            label = self._column(row, fmt.label_key, "label", "--label-key (data.label_key)")
+            label = self._column(row, fmt.label_key, "label", "--label-key (TOML: data.label_key)")
         metadata = self._metadata(row)
         prompt, token_ids = self._encode(given, metadata.get("tools"), row.where)
         if not token_ids:
@@ -142,7 +142,8 @@ class PromptBuilder:
         """
         if self.format.label_key is None:
             raise DataError(
-                "SFT learns the label of each row; name its column: --label-key (data.label_key)"
+                "SFT learns the label of each row; name its column: --label-key (TOML: "
+                "data.label_key)"
             )
         if self.tokenizer.eos_token_id is None:
             raise DataError("SFT ends each response with eos, but the tokenizer has no eos token")
@@ -174,13 +175,13 @@ class PromptBuilder:
         key = self.format.metadata_key
         metadata = row.values.get(key)
         if key not in row.values and key != _DEFAULT_METADATA_KEY:
-            self._column(row, key, "metadata", "--metadata-key (data.metadata_key)")
+            self._column(row, key, "metadata", "--metadata-key (TOML: data.metadata_key)")
         if metadata is None:
             metadata = {}
         if not isinstance(metadata, dict):
             raise DataError(
                 f"{row.where}: column {key!r} holds {type(metadata).__name__}, expected an object; "
-                "set --metadata-key (data.metadata_key) to the column of free metadata"
+                "set --metadata-key (TOML: data.metadata_key) to the column of free metadata"
             )
         tools = row.values.get(self.format.tool_key)
         if tools is None:
@@ -198,7 +199,8 @@ class PromptBuilder:
         if not isinstance(tools, list):
             raise DataError(
                 f"{where}: column {self.format.tool_key!r} holds {type(tools).__name__}, expected "
-                "a list of tool schemas; set --tool-key (data.tool_key) if it means something else"
+                "a list of tool schemas; set --tool-key (TOML: data.tool_key) if it means "
+                "something else"
             )
         return tools
 
@@ -228,8 +230,9 @@ class PromptBuilder:
         if not getattr(self.tokenizer, "chat_template", True):
             raise DataError(
                 f"{where}: chat messages need a chat template, but the tokenizer has none; use "
-                "a checkpoint with one (--hf-checkpoint, model.hf_checkpoint), or text prompts "
-                "without --apply-chat-template (data.apply_chat_template)"
+                "a checkpoint with one (--hf-checkpoint, TOML: model.hf_checkpoint), or text "
+                "prompts "
+                "without --apply-chat-template (TOML: data.apply_chat_template)"
             )
         kwargs = dict(self.format.apply_chat_template_kwargs)
         kwargs.setdefault("add_generation_prompt", not kwargs.get("continue_final_message"))
@@ -273,8 +276,8 @@ def build_prompts(
     if not prompts:
         raise DataError(
             f"all {num_dropped} prompts are longer than {max_prompt_len} tokens (the shortest has "
-            f"{shortest}); raise --rollout-max-prompt-len (data.rollout_max_prompt_len) or "
-            "--rollout-max-context-len (rollout.rollout_max_context_len)"
+            f"{shortest}); raise --rollout-max-prompt-len (TOML: data.rollout_max_prompt_len) or "
+            "--rollout-max-context-len (TOML: rollout.rollout_max_context_len)"
             if num_dropped
             else "no prompts: the data has no rows"
         )

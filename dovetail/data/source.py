@@ -18,7 +18,7 @@ from typing import Any
 
 from dovetail.data.order import epoch_order
 from dovetail.data.state import sample_from_json, sample_to_json
-from dovetail.types.errors import CheckpointError, DataError, HookError
+from dovetail.types.errors import CheckpointError, DataError, HookRunError
 from dovetail.types.sample import Group, Sample
 
 BufferFilter = Callable[[list[Group], int], list[Group]]
@@ -85,7 +85,7 @@ class PromptDataSource:
         """Exactly `num_samples` groups: from the buffer first, then new prompts.
 
         Raises:
-            HookError: the buffer filter returned something else than at most that many groups.
+            HookRunError: the buffer filter returned something else than at most that many groups.
         """
         groups = self._from_buffer(num_samples)
         groups.extend(self._new_group() for _ in range(num_samples - len(groups)))
@@ -95,7 +95,7 @@ class PromptDataSource:
         """Put groups back behind those that wait already.
 
         Raises:
-            DataError: a group has not `n_samples_per_prompt` samples.
+            HookRunError: a group has not `n_samples_per_prompt` samples.
         """
         for group in samples:
             self._check_group(group)
@@ -151,9 +151,9 @@ class PromptDataSource:
         taken = self._filter(self._buffer, num_groups)
         if not isinstance(taken, list) or len(taken) > num_groups:
             got = f"{len(taken)} groups" if isinstance(taken, list) else f"a {type(taken).__name__}"
-            raise HookError(
+            raise HookRunError(
                 f"the buffer filter returned {got}, expected a list of at most {num_groups} groups "
-                "(--buffer-filter-path, hooks.buffer_filter_path)"
+                "(--buffer-filter-path, TOML: hooks.buffer_filter_path)"
             )
         for group in taken:
             self._check_group(group)
@@ -187,9 +187,9 @@ class PromptDataSource:
             got = f"a group of {len(group)} samples"
         else:
             got = f"{type(group).__name__} {group!r:.80}"
-        raise DataError(
+        raise HookRunError(
             f"the buffer takes groups of {self._group_size} samples "
-            f"(--n-samples-per-prompt, rollout.n_samples_per_prompt), got {got}"
+            f"(--n-samples-per-prompt, TOML: rollout.n_samples_per_prompt), got {got}"
         )
 
     def _identity(self) -> dict[str, Any]:
@@ -213,11 +213,11 @@ class PromptDataSource:
         if wrong == ["seed"] and not self._shuffle:
             return  # File order does not depend on the seed.
         cures = {
-            "num_prompts": "resume with the same --prompt-data (data.prompt_data) and limits",
+            "num_prompts": "resume with the same --prompt-data (TOML: data.prompt_data) and limits",
             "fingerprint": "the prompts themselves differ; resume with the same --prompt-data "
             "(data.prompt_data), template and columns",
-            "shuffle": "resume with the same --rollout-shuffle (data.rollout_shuffle)",
-            "seed": "resume with the same --rollout-seed (data.rollout_seed)",
+            "shuffle": "resume with the same --rollout-shuffle (TOML: data.rollout_shuffle)",
+            "seed": "resume with the same --rollout-seed (TOML: data.rollout_seed)",
         }
         if wrong:
             name = wrong[0]

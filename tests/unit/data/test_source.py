@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dovetail.data.source import PromptDataSource
-from dovetail.types.errors import CheckpointError, DataError, HookError
+from dovetail.types.errors import CheckpointError, DataError, HookRunError
 from dovetail.types.sample import Sample
 
 
@@ -96,7 +96,7 @@ def test_the_filter_is_not_called_for_an_empty_buffer():
 def test_a_filter_with_a_wrong_answer_is_named(wrong):
     source = make(buffer_filter=wrong)
     source.add_samples(source.get_samples(2))
-    with pytest.raises(HookError, match="--buffer-filter-path"):
+    with pytest.raises(HookRunError, match="--buffer-filter-path"):
         source.get_samples(2)
 
 
@@ -104,7 +104,7 @@ def test_groups_of_a_wrong_size_are_not_taken_back():
     source = make()
     (group,) = source.get_samples(1)
     for wrong in (group[:1], [group], "group"):
-        with pytest.raises(DataError, match="groups of 2 samples"):
+        with pytest.raises(HookRunError, match="groups of 2 samples"):
             source.add_samples([wrong])
 
 

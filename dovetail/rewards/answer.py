@@ -1,0 +1,138 @@
+"""Final answers: finding one in a response, and comparing two of them where that is cheap.
+
+Everything here is linear in the text and never evaluates it, so no answer can make it slow.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import Any
+
+_ANSWER_LINE = re.compile(r"(?i)\banswer\s{0,8}(?:is|:|=)[ \t:*]{0,8}([^\n]+)")
+_NUMBER_IN_TEXT = re.compile(
+    r"(?:(?<![\w.)\]}])-)?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?|(?<![\w.)\]}])-?\.[0-9]+"
+)
+_PLAIN_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:/[0-9]+)?")
+_FRACTION = re.compile(r"([+-]?)\\frac\{([+-]?[0-9]+)\}\{([0-9]+)\}")
+_THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
+_TEXT_MACRO = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\{([^{}]*)\}")
+_SPACING = re.compile(r"\\[!,;: ]|\\(?:left|right)(?![a-zA-Z])|[$~]|\\[()\[\]]")
+_LONGEST_NUMBER = 200
+_DEEPEST_NESTING = 24
+_MOST_POWERS = 24
+_HOSTILE_SIGNS = (
+    # An exponent of five digits, a factorial of four or of a factorial, a power of a power of one.
+    re.compile(r"(?:\^|\*\*)\s*[{(]?\s*[0-9]{5}|[0-9][eE][+-]?[0-9]{4}"),
+    re.compile(r"[0-9]{4}\s*[)}]*\s*!|!\s*[)}]*\s*!"),
+    re.compile(r"(?:(?:\^|\*\*)\s*[{(]?\s*(?:[0-9]+|[a-zA-Z])\s*){2}(?:\^|\*\*)"),
+)
+
+
+def extract_answer(response: str) -> str | None:
+    """The last \\boxed{} of a response, else its last "answer: ..." line, else its last number."""
+    boxed = last_boxed(response)
+    if boxed is not None:
+        return boxed
+    lines = _ANSWER_LINE.findall(response)
+    if lines:
+        return str(lines[-1]).strip().rstrip(".*").strip() or None
+    numbers = _NUMBER_IN_TEXT.findall(response)
+    return numbers[-1].rstrip(",") if numbers else None
+
+
+def last_boxed(text: str) -> str | None:
+    """What stands in the last \\boxed{...} (or \\fbox{...}); None without one that is closed."""
+    start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
+    if start < 0:
+        return None
+    rest = text[start:].removeprefix("\\boxed").removeprefix("\\fbox").lstrip(" ")
+    if not rest.startswith("{"):
+        bare = re.match(r"[^\s$.,]+", rest)
+        return bare[0] if bare else None
+    depth = 0
+    for place, letter in enumerate(rest):
+        depth += (letter == "{") - (letter == "}")
+        if depth == 0:
+            return rest[1:place].strip()
+    return None
+
+
+def label_answer(label: Any) -> str:
+    """The answer in a label: a number, text, text with \\boxed{}, or GSM8K's "... #### 42".
+
+    Raises:
+        ValueError: the label is empty or neither text nor a number.
+    """
+    if isinstance(label, int | float) and not isinstance(label, bool):
+        return str(label)
+    if not isinstance(label, str):
+        raise ValueError(f"a label for math is text or a number, got {type(label).__name__}")
+    answer = last_boxed(label) or label.rpartition("####")[2].strip()
+    if not answer:
+        raise ValueError(f"a label for math has an answer, got {label!r:.80}")
+    return answer
+
+
+def compare(answer: str, label: str) -> bool | None:
+    """Whether both are the same text or the same number; None if that takes algebra to know.
+
+    Numbers are whole, decimal or fractions; two of them that are not both exact (a decimal and a
+    fraction) are equal to six decimals.
+    """
+    answer, label = normalise(answer), normalise(label)
+    if answer == label:
+        return True
+    ours, theirs = as_number(answer), as_number(label)
+    if ours is not None and theirs is not None:
+        mixed = ("." in answer) != ("." in label)
+        return ours == theirs or (mixed and abs(ours - theirs) < Fraction(1, 2_000_000))
+    if not answer or is_hostile(answer, label):
+        return False
+    if theirs is not None and not re.search(r"[0-9\\]", answer):
+        return False  # No digit and no macro such as \pi: no number.
+    return None
+
+
+def normalise(text: str) -> str:
+    """The text without what does not change its meaning: spacing, $, \\text{}, thousands commas."""
+    text = (
+        text.strip()
+        .replace("\u2212", "-")
+        .replace("\\dfrac", "\\frac")
+        .replace("\\tfrac", "\\frac")
+    )
+    text = _SPACING.sub("", _TEXT_MACRO.sub(r"\1", text)).strip()
+    text = " ".join(text.removesuffix(".").split())
+    return text.replace(",", "") if _THOUSANDS.fullmatch(text) else text
+
+
+def as_number(text: str) -> Fraction | None:
+    """The value of a plain number, a/b or \\frac{a}{b}; None for anything else."""
+    if len(text) > _LONGEST_NUMBER:
+        return None
+    fraction = _FRACTION.fullmatch(text)
+    if fraction:
+        text = f"{int(fraction[1] + '1') * int(fraction[2])}/{fraction[3]}"
+    if not _PLAIN_NUMBER.fullmatch(text):
+        return None
+    above, _, below = text.partition("/")
+    if below and not int(below):
+        return None
+    return Fraction(above) / int(below or 1)
+
+
+def is_hostile(answer: str, label: str) -> bool:
+    """Whether no honest answer to this label looks like this: it is meant to hang an evaluator.
+
+    Not all such answers are known by their looks; the rest meet the time and memory limits.
+    """
+    if len(answer) > 400 + 4 * len(label):
+        return True
+    if any(sign.search(answer) and not sign.search(label) for sign in _HOSTILE_SIGNS):
+        return True
+    depth = deepest = 0
+    for letter in answer:
+        depth += (letter in "([{") - (letter in ")]}")
+        deepest = max(deepest, depth)
+    return deepest > _DEEPEST_NESTING or answer.count("^") > _MOST_POWERS + label.count("^")

@@ -1,0 +1,246 @@
+"""Who judges a sample, for how long, and what happens when that fails.
+
+    sample.custom_rm_path -> the run's function -> sample.metadata["rm_type"] -> the run's rm_type
+                                      |
+             value --checked--> sample.reward          fault --counted--> excluded, reward 0.0
+
+A failed reward never hangs and never ends the run by itself: the sample is taken out of training
+and out of its group's baseline, and counted under the fault's name. Too many in a row mean that the
+function is broken, and stop the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dovetail.rewards.answer import last_boxed
+from dovetail.rewards.table import BOXED_PREFIX, BuiltInReward, build_reward, find_row
+from dovetail.rewards.value import RewardFault, as_reward, as_rewards
+from dovetail.types.errors import ConfigError, RewardError, UsageError
+from dovetail.types.sample import Sample
+
+if TYPE_CHECKING:
+    from dovetail.config.sections import RewardConfig
+
+_log = logging.getLogger("dovetail.rewards")
+
+CustomReward = Callable[[Any], Any]
+"""`(sample) -> number or object`, or with group_rm `(samples) -> list of them`; plain or async."""
+
+
+class Scorer:
+    """Sets `reward` of samples.
+
+    An async function is cancelled at `reward_timeout_s`, and left behind if it ignores that. A
+    plain function is called on the event loop, in order and without a thread: it must be quick, for
+    nothing else runs meanwhile and no time limit can reach it. Built-in rules bound their own time.
+
+    Where the reward is an object, the rows that read it use `reward_key` (`eval_reward_key` in
+    evaluation); a failed sample's object has 0.0 under each.
+
+    Args:
+        reward: the run's `[reward]` section.
+        custom: the run's function; goes before `rm_type`.
+        name: what messages call it.
+        resolve: from a sample's `custom_rm_path` to a function of the same kind.
+        seed: of the rule `random`.
+        max_concurrent: async custom functions that run at a time; no time runs for those that wait.
+
+    Example:
+        >>> scorer = Scorer(RewardConfig(rm_type="math"))
+        >>> await scorer.score(sample)
+        >>> sample.reward
+        1.0
+    """
+
+    def __init__(
+        self,
+        reward: RewardConfig,
+        custom: CustomReward | None = None,
+        *,
+        name: str | None = None,
+        resolve: Callable[[str], CustomReward] | None = None,
+        seed: int = 0,
+        max_concurrent: int = 256,
+    ) -> None:
+        self._reward = reward
+        self._custom = custom
+        self._name = name or getattr(custom, "__qualname__", None) or type(custom).__name__
+        self._resolve = resolve
+        self._seed = seed
+        self._keys = tuple(k for k in (reward.reward_key, reward.eval_reward_key) if k)
+        self._turn = asyncio.Semaphore(max_concurrent)
+        self._rules: dict[str, BuiltInReward] = {}
+        self._resolved: dict[str, CustomReward] = {}
+        self._counts: Counter[str] = Counter()
+        self._failures_in_a_row = 0
+        self._left_behind: set[asyncio.Future[Any]] = set()
+
+    async def score(self, sample: Sample) -> None:
+        """Set the reward of one finished sample; one that has a reward keeps it.
+
+        Raises:
+            RewardError: `max_reward_failures` rewards in a row failed.
+            UsageError: no such reward, or one of its settings is missing.
+        """
+        if sample.reward is not None:
+            return
+        name, judge = self._judge_of(sample)
+        try:
+            reward = as_reward(await judge(sample), self._keys)
+        except UsageError:
+            raise
+        # User code and judges' answers: whatever they raise costs this sample, and is counted.
+        except Exception as error:
+            self._fail([sample], name, error)
+        else:
+            self._succeed(sample, reward)
+
+    async def score_group(self, samples: list[Sample]) -> None:
+        """Set the rewards of a finished group: with group_rm by one call of the run's function.
+
+        Raises:
+            RewardError: `max_reward_failures` rewards in a row failed.
+            UsageError: no such reward, or one of its settings is missing.
+        """
+        if self._custom is None or not self._reward.group_rm:
+            await asyncio.gather(*(self.score(sample) for sample in samples))
+            return
+        try:
+            values = as_rewards(await self._call(self._custom, samples), len(samples))
+        except UsageError:
+            raise
+        # As in `score`: one fault costs the whole group.
+        except Exception as error:
+            self._fail(samples, self._name, error)
+            return
+        for sample, value in zip(samples, values, strict=True):
+            try:
+                self._succeed(sample, as_reward(value, self._keys))
+            except RewardFault as fault:
+                self._fail([sample], self._name, fault)
+
+    def metrics(self) -> dict[str, float]:
+        """Counts since the last call: `reward/scored`, `reward/failed`, `reward/failures/<kind>`,
+        and those of the built-in rules. The kind is timeout, nan, inf, none, wrong_type,
+        wrong_length, missing_key, unexpected_object, or the name of the exception."""
+        counts = {name: float(count) for name, count in sorted(self._counts.items())}
+        self._counts.clear()
+        for rule in self._rules.values():
+            counts |= rule.metrics()
+        return counts
+
+    def close(self) -> None:
+        """End worker processes and connections; may be called again, and after the event loop."""
+        for rule in self._rules.values():
+            rule.close()
+        self._rules.clear()
+
+    def _judge_of(self, sample: Sample) -> tuple[str, Callable[[Sample], Awaitable[Any]]]:
+        path = sample.custom_rm_path
+        if path is not None and self._resolve is not None:
+            if path not in self._resolved:
+                self._resolved[path] = self._resolve(path)
+            custom = self._resolved[path]
+            return path, lambda one: self._call(custom, one)
+        if self._custom is not None:
+            run_custom = self._custom
+            return self._name, lambda one: self._call(run_custom, one)
+        rm_type = sample.metadata.get("rm_type") or self._reward.rm_type
+        if not rm_type:
+            raise ConfigError(
+                "nothing says what a response is worth: give --rm-type (TOML: reward.rm_type), "
+                "--custom-rm-path (TOML: hooks.custom_rm_path) or metadata['rm_type'] of each row"
+            )
+        rule = self._rule(str(rm_type))
+        boxed_only = str(rm_type).startswith(BOXED_PREFIX)
+        return str(rm_type), lambda one: rule(one, _seen_by_rule(one, boxed_only))
+
+    def _rule(self, rm_type: str) -> BuiltInReward:
+        row = find_row(rm_type)
+        if row.name not in self._rules:
+            self._rules[row.name] = build_reward(row, self._reward, self._seed)
+        return self._rules[row.name]
+
+    async def _call(self, custom: CustomReward, given: Sample | Sequence[Sample]) -> Any:
+        try:
+            value = custom(given)
+        except SystemExit as error:
+            raise RewardFault("SystemExit", "it called sys.exit()") from error
+        if not inspect.isawaitable(value):
+            return value
+        async with self._turn:
+            return await self._bounded(value)
+
+    async def _bounded(self, value: Awaitable[Any]) -> Any:
+        task = asyncio.ensure_future(_without_exit(value))
+        try:
+            await asyncio.wait({task}, timeout=self._reward.reward_timeout_s)
+            if task.cancelled():
+                raise RewardFault("CancelledError", "it was cancelled from within")
+            if task.done():
+                return task.result()
+            raise RewardFault("timeout", f"no reward within {self._reward.reward_timeout_s:g} s")
+        finally:
+            if not task.done():
+                # Not waited for: a function that swallows its cancellation must not hold the run.
+                task.cancel()
+                self._left_behind.add(task)
+                task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Future[Any]) -> None:
+        self._left_behind.discard(task)
+        if not task.cancelled():
+            task.exception()  # Read, so that asyncio does not report it as lost.
+
+    def _succeed(self, sample: Sample, reward: float | dict[str, Any]) -> None:
+        sample.reward = reward
+        sample.metadata.pop("reward_error", None)
+        self._counts["reward/scored"] += 1
+        self._failures_in_a_row = 0
+
+    def _fail(self, samples: list[Sample], name: str, error: Exception) -> None:
+        kind = _kind(error)
+        said = f"{kind}: {error}" if str(error) else kind
+        for sample in samples:
+            sample.reward = dict.fromkeys(self._keys, 0.0) if self._keys else 0.0
+            sample.remove_sample = True
+            sample.metadata["reward_error"] = said
+        self._counts["reward/failed"] += len(samples)
+        self._counts[f"reward/failures/{kind}"] += len(samples)
+        self._failures_in_a_row += 1
+        where = f"sample {samples[0].index}" if samples else "an empty group"
+        if self._failures_in_a_row >= self._reward.max_reward_failures:
+            raise RewardError(
+                f"the reward {name} failed {self._failures_in_a_row} times in a row, the last time "
+                f"on {where} with {said}; mend it, or allow more with "
+                "--max-reward-failures (TOML: reward.max_reward_failures)"
+            ) from error
+        if self._counts[f"reward/failures/{kind}"] == len(samples):
+            _log.warning("the reward %s failed on %s: %s", name, where, said, exc_info=error)
+
+
+def _kind(error: Exception) -> str:
+    if isinstance(error, RewardFault):
+        return error.kind
+    return "timeout" if isinstance(error, TimeoutError) else type(error).__name__
+
+
+def _seen_by_rule(sample: Sample, boxed_only: bool) -> str:
+    if not boxed_only:
+        return sample.response
+    answer = last_boxed(sample.response)
+    return f"\\boxed{{{answer}}}" if answer is not None else ""
+
+
+async def _without_exit(value: Awaitable[Any]) -> Any:
+    """SystemExit out of a task ends the whole event loop; a reward may not do that."""
+    try:
+        return await value
+    except SystemExit as error:
+        raise RewardFault("SystemExit", "it called sys.exit()") from error
