@@ -129,7 +129,7 @@ def _reward(sample: Sample, key: str | None, needed: bool) -> float:
         if key not in reward:
             raise TrainError(
                 f"sample {sample.index}: reward has no key {key!r}, got {sorted(reward)} "
-                "(--reward-key, reward.reward_key)"
+                "(--reward-key, TOML: reward.reward_key)"
             )
         reward = reward[key]
     if isinstance(reward, dict):
@@ -137,7 +137,7 @@ def _reward(sample: Sample, key: str | None, needed: bool) -> float:
             return 0.0
         raise TrainError(
             f"sample {sample.index}: reward is an object with keys {sorted(reward)}, expected a "
-            "number; name one with --reward-key (reward.reward_key)"
+            "number; name one with --reward-key (TOML: reward.reward_key)"
         )
     if reward is None and not needed:
         return 0.0
@@ -146,7 +146,7 @@ def _reward(sample: Sample, key: str | None, needed: bool) -> float:
     except (TypeError, ValueError):
         raise TrainError(
             f"sample {sample.index}: reward {reward!r}, expected a number; "
-            "score it in the rollout, or set --rm-type (reward.rm_type) or --custom-rm-path"
+            "score it in the rollout, or set --rm-type (TOML: reward.rm_type) or --custom-rm-path"
         ) from None
 
 

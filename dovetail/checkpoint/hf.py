@@ -26,7 +26,7 @@ T = TypeVar("T")
 EXPORT_MARK = "dovetail_export.json"
 """Marks a directory that `save_hf` wrote and may replace."""
 _INDEX = "model.safetensors.index.json"
-_FLAG = "--hf-checkpoint ([model] hf_checkpoint)"
+_FLAG = "--hf-checkpoint (TOML: model.hf_checkpoint)"
 _REF_CURE = f"Give a directory in Hugging Face form to {_FLAG}"
 _UNFINISHED, _REPLACED = ".unfinished-", ".replaced-"
 
@@ -94,6 +94,26 @@ def load_tokenizer(path: Path | str, trust_remote_code: bool = False) -> PreTrai
     return _read(read, f"tokenizer in {directory}")
 
 
+def context_len(path: Path | str, trust_remote_code: bool = False) -> int | None:
+    """Most tokens that the model in directory `path` can look at; None where it names no limit.
+
+    Raises:
+        ConfigError: `path` is no directory, or has no usable config.
+        CheckpointError: its config is damaged.
+    """
+    from transformers import AutoConfig
+
+    directory = _model_directory(path)
+
+    def read() -> Any:
+        return AutoConfig.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=trust_remote_code
+        )
+
+    config = _read(read, f"config of the model in {directory}").get_text_config()
+    return getattr(config, "max_position_embeddings", None)
+
+
 def eos_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     """Ids that end a response, sorted.
 
@@ -123,7 +143,7 @@ def check_export_path(path: Path | str) -> None:
     if not path.is_dir() or any(path.iterdir()):
         raise ConfigError(
             f"{path} exists and is not an export of an earlier run; it is not overwritten. "
-            "Choose another --save-hf ([checkpoint] save_hf)"
+            "Choose another --save-hf (TOML: checkpoint.save_hf)"
         )
 
 
@@ -156,7 +176,7 @@ def save_hf(model: PreTrainedModel, tokenizer: Any, path: Path | str) -> Path:
         failure = _as_os_error(error, path, needed)
         if failure is None:
             raise
-        cure = "Free space or choose another --save-hf ([checkpoint] save_hf)."
+        cure = "Free space or choose another --save-hf (TOML: checkpoint.save_hf)."
         raise writing_failed("the exported model", path, failure, needed, cure) from error
     return path
 
@@ -203,6 +223,21 @@ def _check_weights(directory: Path) -> None:
     for name in sorted(names):
         if not (directory / name).is_file():
             raise CheckpointError(f"{directory} lacks the weight file {name}. {_REF_CURE}")
+        _check_whole(directory / name)
+
+
+def _check_whole(file: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt"):
+            return
+    except OSError as error:
+        raise CheckpointError(f"{file} can't be read: {_first_line(error)}. {_REF_CURE}") from error
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{file} is damaged: {_first_line(error)}. Get it again. {_REF_CURE}"
+        ) from error
 
 
 def _shards(index: Path) -> set[str]:
@@ -235,7 +270,7 @@ def _read(read: Callable[[], T], what: str) -> T:
         if "trust_remote_code" in str(error):
             raise ConfigError(
                 f"the {what} comes with Python code of its own, which is not run by default; "
-                "if you trust it, pass --trust-remote-code ([model] trust_remote_code = true)"
+                "if you trust it, pass --trust-remote-code (TOML: model.trust_remote_code = true)"
             ) from error
         raise CheckpointError(
             f"the {what} can't be loaded: {type(error).__name__}: {_first_line(error)}. {_REF_CURE}"

@@ -62,7 +62,7 @@ _MARGIN_BYTES = 1 << 20
 """For the manifest and for the file system's own blocks."""
 _CURE = (
     "Earlier checkpoints are untouched. Free space, or choose another directory "
-    "(--save, [checkpoint] save), or keep fewer (--save-keep, [checkpoint] save_keep)."
+    "(--save, TOML: checkpoint.save), or keep fewer (--save-keep, TOML: checkpoint.save_keep)."
 )
 
 
@@ -85,7 +85,8 @@ class Checkpoint:
         if name not in self.parts:
             raise CheckpointError(
                 f"checkpoint {self.path} has no part '{name}', only {', '.join(self.parts)}; "
-                "it was saved by a run of another kind. Choose another: --load, [checkpoint] load"
+                "it was saved by a run of another kind. Choose another: --load (TOML: "
+                "checkpoint.load)"
             )
         return self.parts[name]
 
@@ -143,6 +144,10 @@ class CheckpointManager:
     def load(self, path: Path | str | None = None) -> Checkpoint:
         """`load_checkpoint` of `path`, or of this manager's directory."""
         return load_checkpoint(self.directory if path is None else path)
+
+    def is_empty(self) -> bool:
+        """Whether no checkpoint was ever finished here, good or damaged."""
+        return not self.directory.is_dir() or not _candidates(self.directory)
 
     def clean(self) -> None:
         """Remove what killed saves left, and undo a replacement cut off between its renames."""
@@ -218,7 +223,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         reason = "it is not a directory" if path.exists() else "it does not exist"
         raise CheckpointError(
             f"no checkpoint at {path}: {reason}. "
-            "Give a checkpoint or a directory of checkpoints to --load ([checkpoint] load)"
+            "Give a checkpoint or a directory of checkpoints to --load (TOML: checkpoint.load)"
         )
     skipped: list[str] = []
     for candidate in _candidates(path):
@@ -231,11 +236,11 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     if not skipped:
         raise CheckpointError(
             f"no checkpoint in {path}: expected directories like {checkpoint_name(1)}, each with "
-            f"{MANIFEST}. Give another directory to --load ([checkpoint] load)"
+            f"{MANIFEST}. Give another directory to --load (TOML: checkpoint.load)"
         )
     raise CheckpointError(
-        f"no whole checkpoint in {path}; give another directory to --load ([checkpoint] load):\n  "
-        + "\n  ".join(skipped)
+        f"no whole checkpoint in {path}; give another directory to --load (TOML: "
+        "checkpoint.load):\n  " + "\n  ".join(skipped)
     )
 
 

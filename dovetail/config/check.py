@@ -104,6 +104,8 @@ def _looks_like_hub_name(path: str) -> bool:
 
 def _length_of_run(config: RunConfig) -> Iterator[str]:
     data = config.data
+    if config.debug.load_debug_rollout_data is not None:
+        return
     if data.num_rollout is None and data.num_epoch is None:
         yield f"how long to run? {cure('num_rollout', 100)} or {cure('num_epoch', 1)}"
     elif data.num_rollout is None and data.prompt_data is None:
@@ -288,7 +290,7 @@ def _evaluation(config: RunConfig) -> Iterator[str]:
 
 def _checkpoint(config: RunConfig) -> Iterator[str]:
     own = config.checkpoint
-    if own.load is not None and own.load != own.save and not Path(own.load).exists():
+    if own.load is not None and not _is_own(config, own.load) and not Path(own.load).exists():
         yield (
             f"load '{own.load}' does not exist (looked from {Path.cwd()}); expected a checkpoint "
             f"or a directory of them; {cure('load', 'DIR')}"
@@ -297,8 +299,28 @@ def _checkpoint(config: RunConfig) -> Iterator[str]:
         yield f"save '{own.save}' is a file, expected a directory; {cure('save', 'DIR')}"
 
 
+def _step_template(leaf: str, path: str | None) -> Iterator[str]:
+    try:
+        (path or "").format(rollout_id=0)
+    except (LookupError, ValueError, AttributeError, TypeError):
+        yield (
+            f"{leaf} '{path}' can't be filled in: braces hold nothing but the step, "
+            f"{{rollout_id}}; {cure(leaf, _STEP_PATH)}"
+        )
+
+
+def _is_own(config: RunConfig, load: str) -> bool:
+    """Whether the run saves there itself: then nothing needs to be there yet."""
+    if config.checkpoint.save is not None:
+        return Path(load) == Path(config.checkpoint.save)
+    return config.observe.run_dir is not None and Path(load).parent == Path(config.observe.run_dir)
+
+
 def _debug(config: RunConfig) -> Iterator[str]:
     debug = config.debug
+    yield from _step_template("save_hf", config.checkpoint.save_hf)
+    for leaf in ("save_debug_rollout_data", "load_debug_rollout_data"):
+        yield from _step_template(leaf, getattr(debug, leaf))
     if debug.debug_rollout_only and config.train_only:
         which = "load_debug_rollout_data" if debug.load_debug_rollout_data else "debug_train_only"
         yield (

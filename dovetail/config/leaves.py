@@ -24,6 +24,7 @@ _WORDS = {
     "json": "a JSON object (a table in TOML)",
 }
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+_BOUNDS |= {"pattern": "of the form"}
 
 
 @dataclass(frozen=True)

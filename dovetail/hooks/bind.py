@@ -58,7 +58,7 @@ def bind(slot: str, target: Any, args: Any = None, *, family: str | None = None)
     if isinstance(target, str):
         forced, name = split_family(target)
         family, target = forced or family, load(spec, name)
-    found = match(target, spec, family=family, batched=getattr(args, "group_rm", False))
+    found = match(target, spec, family=family, batched=getattr(args, "group_rm", False), path=path)
     if found.notice:
         log.warning("%s: %s %s", spec.where, path, found.notice)
     invoke = Invoke(spec, target, found, args)

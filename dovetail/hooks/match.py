@@ -50,12 +50,17 @@ class Match:
 
 
 def match(
-    target: Any, spec: HookSpec, *, family: str | None = None, batched: bool | None = None
+    target: Any,
+    spec: HookSpec,
+    *,
+    family: str | None = None,
+    batched: bool | None = None,
+    path: str | None = None,
 ) -> Match:
     """The call form of `spec` that `target` has.
 
     `family` leaves only that family's forms. `batched` is what the run will hand over where a slot
-    has plain and batched forms.
+    has plain and batched forms. `path` is where the target came from, for messages.
 
     Raises:
         HookError: it is not callable, or no form fits; the message shows the user's signature and,
@@ -63,8 +68,8 @@ def match(
     """
     if not callable(target):
         raise HookError(
-            f"{spec.where}: {target!r} is of type {type(target).__name__}, not a function, class "
-            "or callable object"
+            f"{spec.where}: {path or repr(target)} is of type {type(target).__name__}, not a "
+            "function, class or callable object"
         )
     forms = [form for form in spec.forms if family is None or family in form.families]
     misfits = {form: _misfit(target, form) for form in forms}
@@ -192,7 +197,8 @@ def _difference(shape: Shape, given: tuple[str, ...], keywords: tuple[str, ...])
             return f"your {parameter.name!r} stands where {name!r} is passed"
     unfilled = [*shape.positional[len(given) :], *shape.keyword_only]
     missing = [p.name for p in unfilled if p.default is p.empty and p.name not in keywords]
-    return f"yours requires {_quoted(missing)}, which is not passed" if missing else None
+    verb = "is" if len(missing) == 1 else "are"
+    return f"yours requires {_quoted(missing)}, which {verb} not passed" if missing else None
 
 
 def _quoted(names: Any) -> str:

@@ -76,9 +76,8 @@ def _line(sample: Sample) -> bytes:
         raise DataError(
             f"sample {sample.index} of group {sample.group_index} can't be written as JSON: "
             f"field '{field}': {reason}. Keep such values out of the sample, or turn them into "
-            "text, "
-            "numbers, lists or objects (--save-samples false, [observe] save_samples, writes no "
-            "samples)"
+            "text, numbers, lists or objects (--no-save-samples, TOML: observe.save_samples, "
+            "writes none)"
         ) from error
 
 

@@ -31,7 +31,8 @@ class _TerminalFormat(logging.Formatter):
         text = f"{record.levelname.lower()}: {record.getMessage()}"
         if record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]
-            text += f": {type(error).__name__}: {error}"
+            if str(error) not in text:
+                text += f": {type(error).__name__}: {error}"
         return text
 
 

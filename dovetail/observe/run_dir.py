@@ -67,16 +67,16 @@ class RunDir:
             own.clear()
         elif own.holds_run() and not resuming:
             raise ConfigError(
-                f"{path} holds a run already. Choose another --run-dir ([observe] run_dir), or "
+                f"{path} holds a run already. Choose another --run-dir (TOML: observe.run_dir), or "
                 "continue "
-                f"that run with --load {own.checkpoints} ([checkpoint] load)"
+                f"that run with --load {own.checkpoints} (TOML: checkpoint.load)"
             )
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
                 f"the run directory {path} can't be made: {error.strerror}. "
-                "Choose another --run-dir ([observe] run_dir)"
+                "Choose another --run-dir (TOML: observe.run_dir)"
             ) from error
         return own
 
@@ -205,7 +205,7 @@ def _first_free(parent: Path, name: str, pattern: str | None = None) -> Path:
         except OSError as error:
             raise ConfigError(
                 f"the directory {path} can't be made: {error.strerror}. "
-                "Choose a place with --run-dir ([observe] run_dir)"
+                "Choose a place with --run-dir (TOML: observe.run_dir)"
             ) from error
         name = (
             pattern.format(number) if pattern else f"{name.removesuffix(f'-{number - 1}')}-{number}"

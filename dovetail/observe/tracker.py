@@ -106,6 +106,16 @@ def tracker_names() -> list[str]:
     return [*(row.name for row in TRACKERS), *sorted(e.name for e in _entry_points())]
 
 
+def check_trackers(names: Iterable[str]) -> None:
+    """Refuse, before a run, names that `open_trackers` would refuse.
+
+    Raises:
+        ConfigError: a name is unknown.
+    """
+    for name in names:
+        _factory(name)
+
+
 def open_trackers(names: Iterable[str], setup: TrackerSetup) -> Trackers:
     """Start the trackers `names`. One that can't start is reported and left out.
 
@@ -137,11 +147,10 @@ def _factory(name: str) -> Callable[[TrackerSetup], Tracker]:
             return _load_entry(entry)
     known = tracker_names()
     nearest = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     raise ConfigError(
-        f"unknown tracker {name!r}{hint} Known: {', '.join(known)}. Others can be installed as "
-        "entry "
-        f"points of the group {ENTRY_POINTS} (--trackers, [observe] trackers)"
+        f"unknown tracker {name!r}; {hint}known: {', '.join(known)}, and what is installed as an "
+        f"entry point of the group {ENTRY_POINTS}; --trackers (TOML: observe.trackers)"
     )
 
 
@@ -151,7 +160,7 @@ def _load_entry(entry: Any) -> Callable[[TrackerSetup], Tracker]:
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f"tracker {entry.name!r} ({entry.value}) can't be imported: {error} "
-            "(--trackers, [observe] trackers)"
+            "(--trackers, TOML: observe.trackers)"
         ) from error
 
 

@@ -102,7 +102,7 @@ class Admission:
             raise RolloutError(
                 f"{self.dropped_in_a_row} groups in a row were dropped ({_listed(self.dropped)}); "
                 f"the step has {self.kept} of {self.target}. Look at the filter "
-                "(--dynamic-sampling-filter-path, TOML hooks.dynamic_sampling_filter_path) and at "
+                "(--dynamic-sampling-filter-path, TOML: hooks.dynamic_sampling_filter_path) and at "
                 "the rewards, or allow more with --max-dropped-groups (TOML "
                 f"rollout.max_dropped_groups, now {self.max_dropped})"
             )
@@ -119,8 +119,8 @@ class Admission:
             raise RolloutError(
                 f"{self.failed_in_a_row} groups in a row failed ({_listed(self.failed)}); the last "
                 f"with {type(error).__name__}: {error}. Look at the generate function "
-                "(--custom-generate-function-path, TOML hooks.custom_generate_function_path), or "
-                "allow more with --max-failed-groups (TOML rollout.max_failed_groups, now "
+                "(--custom-generate-function-path, TOML: hooks.custom_generate_function_path), or "
+                "allow more with --max-failed-groups (TOML: rollout.max_failed_groups, now "
                 f"{self.max_failed})"
             ) from error
 

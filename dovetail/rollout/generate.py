@@ -107,5 +107,5 @@ def _encode_prompt(tokenizer: Tokenizer, sample: Sample) -> list[int]:
         )
     raise DataError(
         f"sample {sample.index} of group {sample.group_index} has neither tokens nor a prompt; a "
-        "data source must set `prompt` or `tokens` (--input-key, TOML data.input_key)"
+        "data source must set `prompt` or `tokens` (--input-key, TOML: data.input_key)"
     )

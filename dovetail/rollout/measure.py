@@ -28,7 +28,7 @@ def reward_value(sample: Sample, reward_key: str | None) -> float:
     if reward is None:
         raise RolloutError(
             f"sample {sample.index} of group {sample.group_index} has no reward; choose one with "
-            "--rm-type or --custom-rm-path (TOML reward.rm_type, hooks.custom_rm_path)"
+            "--rm-type or --custom-rm-path (TOML: reward.rm_type, hooks.custom_rm_path)"
         )
     return float(reward)
 

@@ -137,7 +137,7 @@ class Rollout:
         if not flight.in_air:
             raise RolloutError(
                 f"the data source gave no prompts: {wanted} groups were asked for, the step has "
-                f"{admission.kept} of {admission.target} (--prompt-data, TOML data.prompt_data)"
+                f"{admission.kept} of {admission.target} (--prompt-data, TOML: data.prompt_data)"
             )
 
     async def _admit(self, landed: Landed, admission: Admission) -> bool:

@@ -35,7 +35,7 @@ def _complete(sample: Sample) -> None:
     if not sample.response_length:
         raise DataError(
             f"sample {sample.index} has no response to learn from; supervised training needs the "
-            "column of the answer: --label-key (TOML data.label_key)"
+            "column of the answer: --label-key (TOML: data.label_key)"
         )
     sample.status = Sample.Status.COMPLETED
     sample.reward = 0.0 if sample.reward is None else sample.reward

@@ -22,6 +22,7 @@ from dovetail.checkpoint import hf
 from dovetail.checkpoint.manager import CheckpointManager
 from dovetail.checkpoint.rng import seed_all
 from dovetail.config.eval_sets import EvalSetConfig, eval_sets
+from dovetail.config.leaves import cure
 from dovetail.config.resolve import Resolved
 from dovetail.config.run import RunConfig
 from dovetail.data.build import build_source, load_eval_set
@@ -29,6 +30,7 @@ from dovetail.data.source import PromptDataSource
 from dovetail.engines.table import ENGINES
 from dovetail.hooks import ArgsView, BoundHook, bind, bind_hooks
 from dovetail.observe.run_dir import RunDir
+from dovetail.observe.tracker import check_trackers
 from dovetail.rewards.score import Scorer
 from dovetail.rollout.evaluate import EvalSet, Evaluation
 from dovetail.rollout.rollout import Rollout
@@ -36,12 +38,12 @@ from dovetail.rollout.sft import SftRollout
 from dovetail.run.interrupt import Interrupt
 from dovetail.run.parts import Collect, Evaluate, Run
 from dovetail.run.replay import Replay
-from dovetail.run.report import Reporter
+from dovetail.run.report import Reporter, tracker_names
 from dovetail.run.schedule import Schedule, make_schedule
 from dovetail.run.validate import validate
 from dovetail.runtime.plan import Plan, plan
 from dovetail.trainers.trainer import Trainer
-from dovetail.types import RolloutCall, SamplingParams
+from dovetail.types import CheckpointError, ConfigError, RolloutCall, SamplingParams
 
 _MAX_RUNNING = 256
 """Sequences decoded at once when engine_max_running is 0: more only lengthens the wait for the
@@ -66,6 +68,7 @@ def build(resolved: Resolved) -> Run:
     prompts_per_epoch = len(parts.source) if parts.source is not None else 0
     schedule = make_schedule(config, prompts_per_epoch, parts.replay)
     parts.load()
+    check_trackers(tracker_names(config.observe))
     run_dir = RunDir.create(
         config.observe.run_name, config.observe.run_dir, resuming=config.checkpoint.load is not None
     )
@@ -106,10 +109,27 @@ class Parts:
     def load(self) -> None:
         """Load what takes long, in order of cost."""
         if self.samples:
+            self._check_lengths()
             _ = self.eval_sets, self.scorer
         _ = self.model
+        if not self.config.debug.debug_rollout_only:
+            _ = self.reference
         if self.samples:
             _ = self.engine
+
+    def _check_lengths(self) -> None:
+        asked = {"rollout_max_response_len": self.config.rollout.rollout_max_response_len}
+        asked |= {
+            f"max_response_len of evaluation set '{one.name}'": one.max_response_len
+            for one in eval_sets(self.config)
+        }
+        for what, response in asked.items():
+            if response >= self.context_len:
+                raise ConfigError(
+                    f"{what} {response} leaves no room for a prompt in the context of "
+                    f"{self.context_len} tokens of {self.config.model.hf_checkpoint}; lower "
+                    f"{cure('rollout_max_response_len')}"
+                )
 
     @property
     def samples(self) -> bool:
@@ -135,9 +155,15 @@ class Parts:
     @cached_property
     def context_len(self) -> int:
         """Most tokens of prompt plus response."""
-        own = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        settings = self.config.model
+        own = hf.context_len(str(settings.hf_checkpoint), settings.trust_remote_code)
         limits = (own, self.config.rollout.rollout_max_context_len)
         return min((limit for limit in limits if limit), default=_UNLIMITED)
+
+    @property
+    def max_prompt_len(self) -> int:
+        """Longest prompt that leaves room for a token; under SFT prompt and response together."""
+        return self.context_len - (not self.config.is_sft)
 
     @cached_property
     def source(self) -> PromptDataSource | None:
@@ -149,7 +175,7 @@ class Parts:
             config.data,
             config.rollout.n_samples_per_prompt,
             self.tokenizer,
-            config.data.rollout_max_prompt_len,
+            self.max_prompt_len,
             buffer_filter=self.hooks.get("buffer_filter"),
             sft=config.is_sft,
         )
@@ -268,7 +294,7 @@ class Parts:
             self.tokenizer,
             input_key=one.input_key,
             label_key=one.label_key,
-            max_prompt_len=one.max_prompt_len,
+            max_prompt_len=min(one.max_prompt_len or _UNLIMITED, self.context_len - 1),
         )
         rollout = self.config.rollout
         return EvalSet(
@@ -299,7 +325,7 @@ class Parts:
             return None
         return Trainer(
             self.model,
-            self._reference(),
+            self.reference,
             config.algorithm,
             config.batch,
             config.optimizer,
@@ -310,11 +336,25 @@ class Parts:
             report=reporter.train_progress,
         )
 
-    def _reference(self) -> Any | None:
+    @cached_property
+    def reference(self) -> Any | None:
+        """The frozen policy that the KL is measured to; None where no KL is."""
         settings, algorithm = self.config.model, self.config.algorithm
         if self.config.is_sft or not (algorithm.use_kl_loss or algorithm.kl_coef):
             return None
-        return self._load_model(settings.ref_load or settings.hf_checkpoint)
+        if settings.ref_load is None:
+            return self._load_model(settings.hf_checkpoint)
+        try:
+            reference = self._load_model(settings.ref_load)
+        except (ConfigError, CheckpointError) as error:
+            raise type(error)(f"the reference of {cure('ref_load')}: {error}") from error
+        own, its = (len(m.get_input_embeddings().weight) for m in (self.model, reference))
+        if its < own:
+            raise ConfigError(
+                f"the reference {settings.ref_load} knows {its} tokens, the policy {own}; use one "
+                f"with the policy's vocabulary: {cure('ref_load', 'DIR')}"
+            )
+        return reference
 
     def _load_model(self, path: str | None) -> Any:
         settings = self.config.model

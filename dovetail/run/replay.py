@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from pathlib import Path
 
+from dovetail.config.leaves import cure
 from dovetail.observe.dump import read_samples
 from dovetail.types import DataError, RolloutOutput, Sample
 
@@ -15,21 +16,24 @@ class Replay:
     def __init__(self, template: str) -> None:
         self.template = template
 
-    def num_steps(self) -> int:
-        """How many steps in a row, from step 0, were saved.
+    def num_steps(self, wanted: int | None = None) -> int:
+        """`wanted` steps, or as many in a row, from step 0, as were saved. A path that names no
+        step gives the same samples every time.
 
         Raises:
-            DataError: not even the first was.
+            DataError: not even the first was saved, or fewer than `wanted`.
         """
-        if "{rollout_id}" not in self.template:
-            return 1
         count = 0
-        while Path(self.template.format(rollout_id=count)).is_file():
+        while count != wanted and Path(self.template.format(rollout_id=count)).is_file():
             count += 1
-        if not count:
+            if "{rollout_id}" not in self.template:
+                return wanted or 1
+        if (not count and wanted != 0) or (wanted is not None and count < wanted):
+            steps = f"{count} steps were saved, num_rollout asks for {wanted}: " if count else ""
             raise DataError(
-                f"no saved samples at {self.template.format(rollout_id=0)} "
-                "(--load-debug-rollout-data, TOML: debug.load_debug_rollout_data)"
+                f"{steps}no saved samples at {self.template.format(rollout_id=count)}; give what "
+                f"save_debug_rollout_data wrote to {cure('load_debug_rollout_data')}, or lower "
+                f"{cure('num_rollout')}"
             )
         return count
 

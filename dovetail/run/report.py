@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dovetail.config.resolve import Resolved
+from dovetail.config.sections import ObserveConfig
 from dovetail.config.show import to_toml
 from dovetail.observe.atomic import write_atomic
 from dovetail.observe.dump import write_samples
@@ -85,6 +86,12 @@ def step_metrics(
     return metrics
 
 
+def tracker_names(observe: ObserveConfig) -> list[str]:
+    """The trackers that a configuration asks for."""
+    asked = {"jsonl": True, "tensorboard": observe.use_tensorboard, "wandb": observe.use_wandb}
+    return [*(name for name, on in asked.items() if on), *observe.trackers]
+
+
 class Reporter:
     """Writes what a run leaves, into its run directory and onto the screen."""
 
@@ -106,10 +113,6 @@ class Reporter:
         if resumed_after is not None:
             supersede_rows(self.run_dir, resumed_after, evaluated)
             self.run_dir.supersede_samples(resumed_after + 1)
-        names = ["jsonl"]
-        names += ["tensorboard"] if observe.use_tensorboard else []
-        names += ["wandb"] if observe.use_wandb else []
-        names += observe.trackers
         setup = TrackerSetup(
             self.run_dir,
             observe.run_name,
@@ -119,7 +122,7 @@ class Reporter:
             wandb_group=observe.wandb_group,
             wandb_mode=observe.wandb_mode,
         )
-        self._trackers = open_trackers(names, setup)
+        self._trackers = open_trackers(tracker_names(observe), setup)
         if resumed_after is not None:
             self._progress.say(f"resumed after step {resumed_after}")
 

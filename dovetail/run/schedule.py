@@ -50,10 +50,10 @@ def make_schedule(
         ConfigError: an epoch holds less than one step, or neither num_rollout nor num_epoch is set.
     """
     data, rollout = config.data, config.rollout
-    if data.num_rollout is not None:
+    if replay is not None:
+        num_steps = replay.num_steps(data.num_rollout)
+    elif data.num_rollout is not None:
         num_steps = data.num_rollout
-    elif replay is not None:
-        num_steps = replay.num_steps()
     elif data.num_epoch is not None:
         per_epoch = prompts_per_epoch // rollout.rollout_batch_size
         if per_epoch == 0:

@@ -22,7 +22,7 @@ class TensorBoardTracker:
         except ImportError as error:
             raise MissingExtraError(
                 "TensorBoard is not installed: pip install tensorboard, "
-                "or --use-tensorboard false ([observe] use_tensorboard)"
+                "or --no-use-tensorboard (TOML: observe.use_tensorboard)"
             ) from error
         self._events, self._summaries = event_pb2, summary_pb2
         self._writer = EventFileWriter(str(setup.run_dir.tensorboard), flush_secs=10)

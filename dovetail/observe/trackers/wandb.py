@@ -22,7 +22,7 @@ class WandbTracker:
         except ImportError as error:
             raise MissingExtraError(
                 "Weights & Biases is not installed: pip install 'dovetail-rl[wandb]', "
-                "or --use-wandb false ([observe] use_wandb)"
+                "or --no-use-wandb (TOML: observe.use_wandb)"
             ) from error
         directory = setup.run_dir.wandb
         directory.mkdir(parents=True, exist_ok=True)

@@ -163,7 +163,7 @@ def test_the_message_says_what_differs_per_form():
         match(wrong, REWARD)
     text = str(caught.value)
     assert "native: (sample) - yours requires 'sample' and 'tokenizer' and 'url'" in text
-    assert "(args, sample) - yours requires 'tokenizer' and 'url', which is not passed" in text
+    assert "(args, sample) - yours requires 'tokenizer' and 'url', which are not passed" in text
 
     def nothing(): ...
 

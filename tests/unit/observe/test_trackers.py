@@ -181,7 +181,7 @@ def test_a_resumed_run_goes_on_in_the_same_wandb_run(setup, fake_wandb):
 
 def test_a_missing_package_says_which_extra_to_install(setup, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(MissingExtraError, match=r"dovetail-rl\[wandb\].*--use-wandb"):
+    with pytest.raises(MissingExtraError, match=r"dovetail-rl\[wandb\].*--no-use-wandb"):
         open_trackers(["jsonl", "wandb"], setup)
 
 
