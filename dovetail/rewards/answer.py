@@ -18,6 +18,8 @@ _FRACTION = re.compile(r"([+-]?)\\frac\{([+-]?[0-9]+)\}\{([0-9]+)\}")
 _THOUSANDS = re.compile(r"[+-]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?")
 _TEXT_MACRO = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\{([^{}]*)\}")
 _SPACING = re.compile(r"\\[!,;: ]|\\(?:left|right)(?![a-zA-Z])|[$~]|\\[()\[\]]")
+_LOOK_BACK = 100_000
+"""Characters at the end of a response in which its answer is looked for: 30 ms at the worst."""
 _LONGEST_NUMBER = 200
 _DEEPEST_NESTING = 24
 _MOST_POWERS = 24
@@ -31,6 +33,7 @@ _HOSTILE_SIGNS = (
 
 def extract_answer(response: str) -> str | None:
     """The last \\boxed{} of a response, else its last "answer: ..." line, else its last number."""
+    response = response[-_LOOK_BACK:]
     boxed = last_boxed(response)
     if boxed is not None:
         return boxed

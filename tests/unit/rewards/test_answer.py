@@ -39,6 +39,11 @@ def test_the_final_answer_is_the_last_box_then_the_answer_line_then_the_last_num
     assert extract_answer(response) == answer
 
 
+def test_only_the_end_of_an_endless_response_is_searched():
+    assert extract_answer("\\boxed{1}" + " x" * 60_000) is None
+    assert extract_answer("x " * 600_000 + "\\boxed{1}") == "1"
+
+
 def test_a_box_is_closed_by_its_own_brace():
     assert last_boxed("\\boxed{a{b}{c}} d}") == "a{b}{c}"
     assert last_boxed("\\boxed{a{b}") is None
