@@ -84,6 +84,9 @@ class Run:
     def resume(self) -> tuple[int, bool]:
         """Restore every part from `--load`; without it (0, False).
 
+        A run that was killed before its first checkpoint has nothing to restore: when `--load` is
+        the run's own directory of checkpoints and empty, it starts from the beginning.
+
         Returns:
             Finished steps, and whether the evaluation due there is done.
 
@@ -93,6 +96,10 @@ class Run:
         where = self.config.checkpoint.load
         if where is None:
             self.reporter.start(None)
+            return self.position
+        if self._is_own(Path(where)) and self.checkpoints.is_empty():
+            log.warning("no checkpoint in %s yet: the run starts from the beginning", where)
+            self.reporter.start(0, evaluated=False)
             return self.position
         checkpoint = self.checkpoints.load(Path(where))
         for reason in checkpoint.skipped:
@@ -106,6 +113,9 @@ class Run:
         self.reporter.start(checkpoint.step, evaluated)
         self.saved = (checkpoint.step, evaluated)
         return self.saved
+
+    def _is_own(self, where: Path) -> bool:
+        return where.resolve() == self.checkpoints.directory.resolve()
 
     def publish(self, version: int) -> None:
         """Give the engines the weights after `version` steps."""

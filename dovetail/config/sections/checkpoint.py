@@ -14,7 +14,11 @@ class CheckpointConfig(Section):
         None, description="Directory of checkpoints; default: checkpoints in the run directory."
     )
     load: str | None = Field(
-        None, description="Resume from this checkpoint, or the newest good one in this directory."
+        None,
+        description=(
+            "Resume from this checkpoint, or the newest good one in this directory. The run's own "
+            "directory of checkpoints may still be empty: the run then starts from the beginning."
+        ),
     )
     save_interval: int | None = Field(
         None, ge=1, description="Steps between checkpoints; the last step is always saved when set."
