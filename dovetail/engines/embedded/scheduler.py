@@ -22,7 +22,7 @@ _HEADROOM_TOKENS = 32
 _ROW_STEP = 16
 # Attending to a group's prompt where it lies costs some fixed work per group and layer; below this
 # many saved tokens, copying the prompt into each row is cheaper (measured on CPU, 8 heads of 64).
-_MIN_SAVED_TOKENS = 768
+_MIN_SAVED_TOKENS = 384
 
 
 @dataclass(frozen=True, slots=True)
