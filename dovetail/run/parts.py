@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -62,6 +61,8 @@ class Run:
     stand.
     """
     saved: tuple[int, bool] | None = None
+    exported: Path | None = None
+    """The last Hugging Face directory that was written."""
 
     def __enter__(self) -> Run:
         self.interrupt.__enter__()
@@ -176,28 +177,46 @@ class Run:
         self.reporter.step(done, step_metrics(output.samples, output.metrics, trained, timer))
 
     def save(self, done: int, evaluated: bool) -> None:
-        """Write a checkpoint of this position unless it is there already.
+        """Write a checkpoint of this position, and an export if every save has one, unless it is
+        there already.
 
-        A save that fails in the middle of a run is logged and counted, and the run goes on; the
-        last one has to succeed.
+        One that fails in the middle of a run is logged and counted, and the run goes on; the last
+        one has to succeed.
 
         Raises:
             CheckpointError: the last save of the run failed.
         """
         if self.trainer is None or self.saved == (done, evaluated):
             return
-        try:
-            path = self.checkpoints.save(done, self._parts(evaluated))
-        except CheckpointError as error:
+        failed: list[CheckpointError] = []
+        # The export first: a kill in between leaves no checkpoint without its export.
+        for write in (self._export_step, self._checkpoint):
+            try:
+                write(done, evaluated)
+            except CheckpointError as error:
+                failed.append(error)
+        for failure in failed:
             if self.interrupt.requested or done >= self.schedule.num_steps:
-                raise
-            self.reporter.failed_save(error)
+                raise failure
+            self.reporter.failed_save(failure)
+
+    def _export_step(self, done: int, evaluated: bool) -> None:
+        if "{rollout_id}" in (self.config.checkpoint.save_hf or ""):
+            self._export(done)
+
+    def _export(self, done: int) -> None:
+        template = self.config.checkpoint.save_hf
+        if template is None or self.export is None:
             return
+        path = Path(template.format(rollout_id=done))
+        if path != self.exported:
+            self.export(path)
+            self.exported = path
+
+    def _checkpoint(self, done: int, evaluated: bool) -> None:
+        path = self.checkpoints.save(done, self._parts(evaluated))
         self.saved = (done, evaluated)
         self.reporter.saved(done, path)
-        template = self.config.checkpoint.save_hf
-        if template is not None and "{rollout_id}" in template and self.export is not None:
-            self.export(Path(template.format(rollout_id=done)))
 
     def _parts(self, evaluated: bool) -> dict[str, Part]:
         assert self.trainer is not None
@@ -221,19 +240,16 @@ class Run:
 
     def finish(self, done: int) -> RunReport:
         """Export if asked for, and say how it ended."""
-        template, exported = self.config.checkpoint.save_hf, None
         ended_early = self.interrupt.requested and done < self.schedule.num_steps
-        if template is not None and self.export is not None and not ended_early:
-            exported = Path(template.format(rollout_id=done))
-            with contextlib.suppress(FileExistsError):
-                self.export(exported)
+        if not ended_early:
+            self._export(done)
         report = RunReport(
             run_dir=self.run_dir.path,
             steps_done=done,
             num_steps=self.schedule.num_steps,
             exit_code=self.interrupt.exit_code if ended_early else 0,
             metrics=self.reporter.last,
-            exported=exported,
+            exported=self.exported,
         )
         self.reporter.finished(report)
         return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from dovetail.checkpoint import hf
 from dovetail.checkpoint.manager import load_checkpoint
 from dovetail.cli.main import main
 from dovetail.rewards.score import Scorer
@@ -118,6 +120,26 @@ def test_a_run_that_is_prolonged_in_the_middle_of_an_epoch_is_the_longer_run(
     assert_same_run(task.whole(kind), run_dir)
 
 
+def test_saved_samples_train_the_same_model_again_also_when_that_is_resumed(
+    task: Task, tmp_path: Path
+) -> None:
+    samples, run_dir = tmp_path / "samples" / "{rollout_id}.jsonl", tmp_path / "again"
+    assert task.train(tmp_path / "first", "--save-debug-rollout-data", samples) == 0
+    replay = ("--load-debug-rollout-data", samples)
+    assert task.train(run_dir, *replay, "--num-rollout", 2) == 0
+    assert task.train(run_dir, *replay, load=True) == 0
+    ours, theirs = (
+        [{k: v for k, v in row.items() if k.startswith("train/")} for row in read_metrics(path)]
+        for path in (run_dir, tmp_path / "first")
+    )
+    assert ours == theirs
+    policies = [
+        (path / "checkpoints" / f"step_{NUM_STEPS:06d}" / "policy.safetensors").read_bytes()
+        for path in (run_dir, tmp_path / "first", task.whole())
+    ]
+    assert policies[0] == policies[1] == policies[2]
+
+
 @pytest.mark.parametrize(
     ("owner", "name", "number"),
     [
@@ -222,6 +244,26 @@ def test_a_save_that_fails_is_counted_and_the_run_goes_on(
     assert counts == [0.0, 0.0, 0.0, 1.0, 1.0, 1.0]
     assert without_times(rows) == without_times(read_metrics(task.whole()))
     assert "checkpoint of step 3 was not written" in (run_dir / "log.txt").read_text()
+
+
+def test_an_export_that_fails_is_counted_and_costs_no_checkpoint(
+    task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_dir = tmp_path / "run"
+    exports = tmp_path / "exports"
+
+    def refuse(source: Path, target: Path) -> None:
+        if target.name == "step-2":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.replace(source, target)
+
+    monkeypatch.setattr(hf, "_swap", refuse)
+    template = exports / "step-{rollout_id}"
+    assert task.train(run_dir, "--save-hf", template, "--num-rollout", 3) == 0
+    assert sorted(path.name for path in exports.iterdir()) == ["step-1", "step-3"]
+    names = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    assert names == ["step_000002", "step_000003"]
+    assert read_metrics(run_dir)[-1]["checkpoint/failed_saves"] == 1.0
 
 
 def test_a_last_save_that_fails_ends_with_an_error_and_can_be_made_up_for(
