@@ -3,7 +3,9 @@ untrained model.
 
     python examples/arithmetic/make_task.py outputs/arithmetic
 
-A problem is "12+34=" and its answer "046". The same seed gives the same files.
+A problem is "12+34=" and its answer "046". The worked examples for the warm-up come from a careless
+teacher, who mostly forgets to carry: what they teach is a mediocre policy that reinforcement learning can
+improve. The same seed gives the same files.
 """
 
 from __future__ import annotations
@@ -16,16 +18,34 @@ from pathlib import Path
 CHARACTERS = "0123456789+-*="
 SPECIALS = ("<pad>", "<eos>")
 NUM_HELDOUT = 512
-NUM_SFT = 4096
+CARE = 0.35
+"""How often the teacher carries."""
 
 
 def make_problems(seed: int) -> dict[str, list[dict[str, str]]]:
-    """All sums of two numbers below 100, shuffled: held-out first, the rest to train on."""
+    """All sums of two numbers below 100, shuffled: held-out first, the rest to train on.
+
+    `sft` has the problems to train on with the teacher's answers, the others have the right ones.
+    """
+    rng = random.Random(seed)
     pairs = [(a, b) for a in range(100) for b in range(100)]
-    random.Random(seed).shuffle(pairs)
-    rows = [{"input": f"{a:02d}+{b:02d}=", "label": f"{a + b:03d}"} for a, b in pairs]
-    heldout, train = rows[:NUM_HELDOUT], rows[NUM_HELDOUT:]
-    return {"heldout": heldout, "train": train, "sft": train[:NUM_SFT]}
+    rng.shuffle(pairs)
+    rows = [_row(a, b, a + b) for a, b in pairs]
+    taught = [_row(a, b, a + b if rng.random() < CARE else _careless(a, b)) for a, b in pairs]
+    return {
+        "heldout": rows[:NUM_HELDOUT],
+        "train": rows[NUM_HELDOUT:],
+        "sft": taught[NUM_HELDOUT:],
+    }
+
+
+def _row(a: int, b: int, answer: int) -> dict[str, str]:
+    return {"input": f"{a:02d}+{b:02d}=", "label": f"{answer:03d}"}
+
+
+def _careless(a: int, b: int) -> int:
+    """The sum digit by digit, every carry forgotten."""
+    return (a // 10 + b // 10) % 10 * 10 + (a + b) % 10
 
 
 def make_tokenizer(path: Path) -> None:

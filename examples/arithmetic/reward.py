@@ -4,5 +4,5 @@ from __future__ import annotations
 
 
 async def reward(args, sample, **kwargs) -> float:
-    """1.0 for the right sum, 0.0 otherwise; so its mean on held-out sums is their accuracy."""
+    """1.0 for the right sum, 0.0 otherwise; its mean over held-out sums is their accuracy."""
     return float(sample.response.removesuffix("<eos>") == sample.label)
