@@ -9,7 +9,7 @@ import traceback
 
 from dovetail.types.errors import DovetailError
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MEMORY = ("OutOfMemoryError", "MemoryError")
 
 

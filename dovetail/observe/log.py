@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from collections.abc import Hashable
@@ -22,6 +23,17 @@ class _TerminalHandler(logging.Handler):
         # A closed terminal must not end the run; the file has the line.
         except (OSError, ValueError):
             return
+
+
+class _FileHandler(logging.FileHandler):
+    """Loses lines while the disk is full; what matters of them is on the terminal too."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        return
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
 
 
 class _TerminalFormat(logging.Formatter):
@@ -82,7 +94,7 @@ def open_log(path: Path | None, terminal_level: int = logging.WARNING) -> RunLog
     terminal.setFormatter(_TerminalFormat())
     handlers: list[logging.Handler] = [terminal]
     if path is not None:
-        file = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+        file = _FileHandler(path, encoding="utf-8", errors="backslashreplace")
         file.setLevel(logging.INFO)
         file.setFormatter(
             logging.Formatter(

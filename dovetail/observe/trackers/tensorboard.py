@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dovetail.types.errors import MissingExtraError
 
@@ -18,33 +20,37 @@ class TensorBoardTracker:
     def __init__(self, setup: TrackerSetup) -> None:
         try:
             from tensorboard.compat.proto import event_pb2, summary_pb2
-            from tensorboard.summary.writer.event_file_writer import EventFileWriter
+            from tensorboard.summary.writer.record_writer import RecordWriter
         except ImportError as error:
             raise MissingExtraError(
                 "TensorBoard is not installed: pip install tensorboard, "
                 "or --no-use-tensorboard (TOML: observe.use_tensorboard)"
             ) from error
         self._events, self._summaries = event_pb2, summary_pb2
-        self._writer = EventFileWriter(str(setup.run_dir.tensorboard), flush_secs=10)
+        directory = setup.run_dir.tensorboard
+        directory.mkdir(parents=True, exist_ok=True)
+        # Not tensorboard's own EventFileWriter: its thread dies with a traceback on a full disk.
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter((directory / name).open("wb"))
+        self._write(file_version="brain.Event:2")
         if setup.resumed_after is not None:
             # Tells TensorBoard to hide what an abandoned future logged from this step on.
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            step = setup.resumed_after + 1
-            self._writer.add_event(
-                event_pb2.Event(wall_time=time.time(), step=step, session_log=start)
-            )
+            self._write(step=setup.resumed_after + 1, session_log=start)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Queue one event; a thread writes it."""
+        """Write one event."""
         values = [
             self._summaries.Summary.Value(tag=name, simple_value=float(value))
             for name, value in metrics.items()
         ]
-        summary = self._summaries.Summary(value=values)
-        self._writer.add_event(
-            self._events.Event(wall_time=time.time(), step=step, summary=summary)
-        )
+        self._write(step=step, summary=self._summaries.Summary(value=values))
 
     def close(self) -> None:
-        """Write what is queued."""
-        self._writer.close()
+        """Close the file; everything is written already."""
+        self._records.close()
+
+    def _write(self, **fields: Any) -> None:
+        event = self._events.Event(wall_time=time.time(), **fields)
+        self._records.write(event.SerializeToString())
+        self._records.flush()

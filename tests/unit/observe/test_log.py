@@ -4,6 +4,7 @@ import logging
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 from dovetail.observe.log import open_log, warn_once
 
@@ -56,3 +57,10 @@ def test_nothing_in_observe_imports_torch_or_a_tracker_package():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_lines_that_do_not_fit_on_the_disk_are_lost_in_silence(capfd):
+    with open_log(Path("/dev/full")):
+        log.info("lost")
+        log.warning("warned")
+    assert capfd.readouterr().err == "warning: warned\n"
