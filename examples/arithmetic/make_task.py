@@ -66,7 +66,9 @@ def make_model(path: Path, seed: int) -> None:
     """A Qwen3-shaped model of 0.6 M parameters with random weights."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=len(SPECIALS) + len(CHARACTERS),
