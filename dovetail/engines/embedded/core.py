@@ -7,14 +7,18 @@ admit -> prefill shared prompts -> copy or refer -> prefill tails -> decode one 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from dovetail.engines.embedded.batch import RowBatch
+from dovetail.engines.embedded.graphs import GraphedDecode
 from dovetail.engines.embedded.kv_cache import KVCache
 from dovetail.engines.embedded.runner import choose_runner
+from dovetail.engines.embedded.runner_fused import FusedRunner
 from dovetail.engines.embedded.runner_generic import probe_shapes
 from dovetail.engines.embedded.sampling import sample
 from dovetail.engines.embedded.scheduler import Scheduler
@@ -22,6 +26,9 @@ from dovetail.engines.embedded.sequence import Sequence
 from dovetail.types.calls import FinishReason
 from dovetail.types.errors import EngineError
 from dovetail.types.ports import Tokenizer
+
+# Steps that attend to shared segments are not replayed as graphs: only large savings are worth it.
+_MIN_SAVED_WITH_GRAPHS = 65536
 
 Finished = list[tuple[Sequence, FinishReason]]
 
@@ -55,6 +62,7 @@ class EngineCore:
         kv_tokens: int,
         max_context_len: int,
         fused: str,
+        cuda_graphs: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.device = next(model.parameters()).device
@@ -71,6 +79,10 @@ class EngineCore:
             )
         model.train(was_training)
         self.scheduler = Scheduler(self.cache, max_running, self.runner.cascade)
+        self._decode: Callable[[RowBatch], Tensor] = self.runner.decode
+        if cuda_graphs and isinstance(self.runner, FusedRunner) and self.device.type == "cuda":
+            self._decode = GraphedDecode(self.runner, max_running)
+            self.scheduler.min_saved_tokens = _MIN_SAVED_WITH_GRAPHS
         self._stats = EngineStats(kv_tokens=kv_tokens)
         self._batch: RowBatch | None = None
 
@@ -115,7 +127,7 @@ class EngineCore:
             self._batch = RowBatch(running, self.device)
             self.scheduler.changed = False
         batch = self._batch
-        tokens, logprobs = sample(self.runner.decode(batch), batch.sampling)
+        tokens, logprobs = sample(self._decode(batch), batch.sampling)
         self._stats.decode_steps += 1
         self._stats.decoded_rows += batch.size
         self._stats.generated_tokens += batch.size

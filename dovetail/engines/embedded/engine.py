@@ -68,6 +68,7 @@ class EmbeddedEngine:
             kv_tokens=kv_tokens,
             max_context_len=max_context_len,
             fused=fused,
+            cuda_graphs=cuda_graphs,
         )
         self.fused: bool = self._core.runner.cascade
         self.fused_reason: str = self._core.reason

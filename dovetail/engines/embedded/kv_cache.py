@@ -54,6 +54,7 @@ class KVCache:
         self.shapes = shapes
         self.tokens = tokens
         self.dtype = dtype
+        self.device = device
         self.num_rows = 0
         self.row_capacity = 0
         self.layouts = 0
@@ -73,6 +74,11 @@ class KVCache:
         """Tokens that rows could take if segments lay without holes."""
         return self.tokens - sum(s.length for s in self._segments)
 
+    @property
+    def rows_may_reach(self) -> int:
+        """Where the lowest segment begins."""
+        return self._segments[-1].offset if self._segments else self.tokens
+
     def reserve_rows(self, num_rows: int, capacity: int) -> bool:
         """Make room for `num_rows` rows of at least `capacity` tokens; False if there is none.
 
@@ -82,7 +88,7 @@ class KVCache:
             capacity = max(capacity, self.row_capacity)
         if num_rows * capacity > self.free_for_rows:
             return False
-        if num_rows * capacity > self._lowest_segment():
+        if num_rows * capacity > self.rows_may_reach:
             self._pack_segments()
         if capacity != self.row_capacity:
             self._relayout(capacity)
@@ -165,9 +171,6 @@ class KVCache:
             for (old_keys, old_values), (keys, values) in zip(old, new, strict=True):
                 keys[row, :, :kept] = old_keys[row].clone()
                 values[row, :, :kept] = old_values[row].clone()
-
-    def _lowest_segment(self) -> int:
-        return self._segments[-1].offset if self._segments else self.tokens
 
     def _hole(self, length: int) -> int | None:
         top = self.tokens

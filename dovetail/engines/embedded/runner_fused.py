@@ -45,6 +45,8 @@ class FusedRunner:
         self._head_dim = cache.shapes[0].key_dim
         self._eps = config.rms_norm_eps
         self._layers = fuse_layers(model)
+        self.weights_at: tuple[int, ...] = ()
+        """Where the weights lie, as of the last `begin`; what was captured elsewhere is stale."""
         self._scale = self._layers[0].module.self_attn.scaling
         self._has_head_norm = hasattr(self._layers[0].module.self_attn, "q_norm")
         self._cos, self._sin = self._rotation(positions)
@@ -57,6 +59,7 @@ class FusedRunner:
         """Generation starts: weights that were re-pointed meanwhile are joined again."""
         for layer in self._layers:
             layer.refresh()
+        self.weights_at = tuple(p.data_ptr() for p in self._model.parameters())
 
     def end(self) -> None:
         """Nothing to undo."""

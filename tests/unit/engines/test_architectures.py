@@ -17,7 +17,7 @@ FUSABLE = {"llama", "llama3 rope", "qwen2", "qwen3", "mistral"}
 
 
 def mixed_requests():
-    """Groups, lone prompts, a prompt of one token, a continued response; more requests than rows."""
+    """Groups, a prompt of one token, a continued response; more requests than rows."""
     requests = [
         request(f"{i}.{k}", prompt_of(n, i), max_new_tokens=3 + 6 * k, seed=i + k, temperature=0.8)
         for i, n in enumerate((3, 1, 20, 90, 33))
