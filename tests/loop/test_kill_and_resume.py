@@ -25,11 +25,20 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 DRIVER = Path(__file__).with_name("kill_driver.py")
 NUM_STEPS, GROUPS, SIBLINGS = 9, 2, 4
 USER_CODE = """
+import asyncio
+
+
 def reward(sample):
     return sum(c.isdigit() for c in sample.response) / max(1, len(sample.response))
 
 
-def keep(group):
+async def reward_in_turns(sample):
+    await asyncio.sleep(0)
+    return reward(sample)
+
+
+async def keep(group):
+    await asyncio.sleep(0)
     rewards = [sample.reward for sample in group]
     return max(rewards) - min(rewards) > 0.12
 """
@@ -49,16 +58,12 @@ def drive(workdir: Path, flags: str, *, kills: int, single_kills: int) -> dict[s
     rows = make_rows(workdir / "rows.jsonl", count=7)
     user_code = workdir / "user.py"
     user_code.write_text(USER_CODE, encoding="utf-8")
-    own = [
-        "--hf-checkpoint",
-        model,
-        "--prompt-data",
-        rows,
-        "--custom-rm-path",
-        f"{user_code}:reward",
-    ]
+    own = ["--hf-checkpoint", model, "--prompt-data", rows, "--custom-rm-path"]
     if "over-sampling" in flags:
+        own += [f"{user_code}:reward_in_turns"]
         own += ["--dynamic-sampling-filter-path", f"{user_code}:keep"]
+    else:
+        own += [f"{user_code}:reward"]
     plan = {
         "workdir": str(workdir),
         "flags": [*COMMON.split(), *flags.split(), *map(str, own)],
