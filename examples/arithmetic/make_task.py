@@ -3,9 +3,9 @@ untrained model.
 
     python examples/arithmetic/make_task.py outputs/arithmetic
 
-A problem is "12+34=" and its answer "046". The worked examples for the warm-up come from a careless
-teacher, who mostly forgets to carry: what they teach is a mediocre policy that reinforcement learning can
-improve. The same seed gives the same files.
+A problem is "12+34=" and its answer "046". The worked examples for the warm-up come from a
+careless teacher, who mostly forgets to carry: what they teach is a mediocre policy that
+reinforcement learning can improve. The same seed gives the same files.
 """
 
 from __future__ import annotations
