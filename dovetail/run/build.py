@@ -109,7 +109,7 @@ class Parts:
     def load(self) -> None:
         """Load what takes long, in order of cost."""
         if self.samples:
-            self._check_lengths()
+            self.check_lengths()
             _ = self.eval_sets, self.scorer
         _ = self.model
         if not self.config.debug.debug_rollout_only:
@@ -117,7 +117,12 @@ class Parts:
         if self.samples:
             _ = self.engine
 
-    def _check_lengths(self) -> None:
+    def check_lengths(self) -> None:
+        """Refuse responses that fill the model's context.
+
+        Raises:
+            ConfigError: no prompt could have a response that long.
+        """
         asked = {"rollout_max_response_len": self.config.rollout.rollout_max_response_len}
         asked |= {
             f"max_response_len of evaluation set '{one.name}'": one.max_response_len

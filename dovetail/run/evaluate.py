@@ -8,9 +8,10 @@ from dovetail.checkpoint.manager import load_checkpoint
 from dovetail.config.check import check_evaluation
 from dovetail.config.resolve import Resolved
 from dovetail.observe.run_dir import RunDir
+from dovetail.observe.tracker import check_trackers
 from dovetail.run.build import Parts
 from dovetail.run.interrupt import Interrupt, Interrupted
-from dovetail.run.report import Reporter, RunReport, Timer
+from dovetail.run.report import Reporter, RunReport, Timer, tracker_names
 from dovetail.run.validate import validate_names
 from dovetail.trainers.torch.restore import restore_weights
 from dovetail.types import EvalOutput
@@ -26,14 +27,16 @@ def run_eval(resolved: Resolved) -> RunReport:
     check_evaluation(config)
     validate_names(config)
     parts = Parts(config)
-    _ = parts.eval_sets, parts.model
+    parts.check_lengths()
+    _ = parts.eval_sets, parts.scorer, parts.model
+    check_trackers(tracker_names(config.observe))
     step = 0
     if config.checkpoint.load is not None:
         checkpoint = load_checkpoint(config.checkpoint.load)
         restore_weights(parts.model, checkpoint.part("policy")[0])
         step = checkpoint.step
     run_dir = RunDir.create(f"{config.observe.run_name}-eval", config.observe.run_dir)
-    reporter = Reporter(resolved, run_dir, num_steps=0)
+    reporter = Reporter(resolved, run_dir, num_steps=None)
     reporter.start(None)
     evaluator, timer = parts.evaluator(reporter), Timer()
     assert evaluator is not None
@@ -48,7 +51,9 @@ def run_eval(resolved: Resolved) -> RunReport:
 
         try:
             with timer.phase("eval"):
-                reporter.evaluation(step, interrupt.run(runner, work()), timer)
+                output = interrupt.run(runner, work())
+            reporter.evaluation(step, output, timer)
+            reporter.tell_where()
         except Interrupted:
             return RunReport(run_dir.path, 0, 0, exit_code=interrupt.exit_code)
         finally:

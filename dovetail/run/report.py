@@ -95,7 +95,7 @@ def tracker_names(observe: ObserveConfig) -> list[str]:
 class Reporter:
     """Writes what a run leaves, into its run directory and onto the screen."""
 
-    def __init__(self, resolved: Resolved, run_dir: RunDir, num_steps: int) -> None:
+    def __init__(self, resolved: Resolved, run_dir: RunDir, num_steps: int | None) -> None:
         self.config, self.run_dir = resolved.config, run_dir
         self.last: dict[str, float] = {}
         self.failed_saves = 0
@@ -188,6 +188,11 @@ class Reporter:
         )
         if report.exported is not None:
             self._progress.say(f"exported the model to {report.exported}")
+
+    def tell_where(self) -> None:
+        """Say where everything is."""
+        self._progress.close()
+        self._progress.say(f"everything is in {self.run_dir.path}")
 
     def close(self) -> None:
         """Give the terminal back and close the files; a second call does nothing."""
