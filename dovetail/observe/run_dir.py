@@ -1,10 +1,10 @@
 """The run directory: every file name in it is declared here, and nowhere else.
 
-    <run>/config.toml           the resolved configuration
+    <run>/config.toml           the resolved configuration; config.superseded-<n>.toml: that of an
+                                earlier start
           origins.json          where each of its values comes from
           metrics.jsonl         one row per logged step; metrics.superseded-<n>.jsonl: rows of a
-          future
-                                that a resumed run left
+                                future that a resumed run left
           samples/              step_000001.jsonl: the samples that step trained on
           eval/                 <set>_000001.jsonl: the samples of an evaluation
           checkpoints/          step_000001/
@@ -155,10 +155,20 @@ class RunDir:
 
     def free_superseded_metrics(self) -> Path:
         """The first unused `metrics.superseded-<n>.jsonl`."""
+        return self._free_superseded(self.metrics)
+
+    def supersede_config(self, now: bytes) -> None:
+        """Keep the configuration of an earlier start under another name, unless it is `now`."""
+        if self.config.is_file() and self.config.read_bytes() != now:
+            self.config.rename(self._free_superseded(self.config))
+
+    def _free_superseded(self, path: Path) -> Path:
         number = 1
-        while (path := self.path / f"metrics.{_SUPERSEDED}-{number}.jsonl").exists():
+        while (
+            aside := path.with_name(f"{path.stem}.{_SUPERSEDED}-{number}{path.suffix}")
+        ).exists():
             number += 1
-        return path
+        return aside
 
     def supersede_samples(self, step: int) -> list[Path]:
         """Move sample files of `step` and later into a folder `superseded-<n>` beside them.
@@ -185,7 +195,7 @@ class RunDir:
         names = (_CONFIG, _ORIGINS, _METRICS, _LOG, _REWARD_PNG, _RESULT)
         folders = (_SAMPLES, _EVAL, _CHECKPOINTS, _TENSORBOARD, _WANDB)
         yield from (path for name in (*names, *folders) if (path := self.path / name).exists())
-        yield from self.path.glob(f"metrics.{_SUPERSEDED}-*.jsonl")
+        yield from self.path.glob(f"*.{_SUPERSEDED}-*")
 
 
 def _first_free(parent: Path, name: str, pattern: str | None = None) -> Path:

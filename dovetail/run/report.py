@@ -102,7 +102,9 @@ class Reporter:
         self._log = open_log(run_dir.log)
         self._progress = make_progress(self.config.observe.progress, num_steps)
         self._trackers: Trackers | None = None
-        write_atomic(run_dir.config, to_toml(resolved).encode())
+        text = to_toml(resolved).encode()
+        run_dir.supersede_config(text)
+        write_atomic(run_dir.config, text)
         write_atomic(run_dir.origins, json.dumps(resolved.origins, indent=1).encode())
         for note in resolved.notes:
             log.info("%s", note)

@@ -147,7 +147,7 @@ class GenerateCall:
 
 @dataclass(frozen=True)
 class RolloutCall:
-    """What a rollout or evaluation function gets: which step, and the parts that the default one uses.
+    """What a rollout or evaluation function gets: which step, and the parts the default one uses.
 
     Example:
         >>> async def rollout(call):

@@ -75,3 +75,14 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_aside(tmp_path, monk
     with pytest.raises(OSError, match="No space"):
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_configuration_of_an_earlier_start_is_kept_when_it_differs(tmp_path: Path) -> None:
+    run_dir = RunDir.create("run", tmp_path / "run")
+    run_dir.supersede_config(b"first")
+    run_dir.config.write_bytes(b"first")
+    run_dir.supersede_config(b"first")
+    run_dir.supersede_config(b"second")
+    kept = [path.name for path in run_dir.path.iterdir()]
+    assert kept == ["config.superseded-1.toml"]
+    assert (run_dir.path / kept[0]).read_bytes() == b"first"
