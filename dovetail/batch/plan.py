@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 from dovetail.batch.rows import TrainRow
 
+MIN_SHARED = 4
+"""Shorter prompts are not shared: measured on a CPU, the extra attention calls cost as much."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tree:
@@ -122,8 +125,13 @@ def _trees(rows: Sequence[TrainRow], chosen: Sequence[int], share: bool) -> list
     for i in chosen:
         siblings[tuple(rows[i].prompt)].append(i)
     return [
-        Tree(tuple(members), len(prompt) if len(members) > 1 else 0)
+        tree
         for prompt, members in siblings.items()
+        for tree in (
+            [Tree(tuple(members), len(prompt))]
+            if len(members) > 1 and len(prompt) >= MIN_SHARED
+            else [Tree((i,), 0) for i in members]
+        )
     ]
 
 

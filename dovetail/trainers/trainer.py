@@ -68,7 +68,7 @@ class Trainer:
         if self.needs_reference and reference_model is None:
             raise ConfigError(
                 "use_kl_loss or kl_coef asks for KL to a frozen reference, but there is none; set "
-                "--ref-load (model.ref_load), or drop --use-kl-loss and --kl-coef"
+                "--ref-load (TOML: model.ref_load), or drop --use-kl-loss and --kl-coef"
             )
         self.backend = TorchBackend(
             model,
@@ -250,8 +250,8 @@ class Trainer:
             raise TrainError(
                 f"{self.nonfinite_streak} optimizer steps in a row had a gradient that is not "
                 f"finite (last norm: {result['train/grad_norm']}); weights are those before them. "
-                "Lower --lr (optimizer.lr), look at the rewards and samples of the last step, or "
-                "raise --max-nonfinite-steps (optimizer.max_nonfinite_steps)"
+                "Lower --lr (TOML: optimizer.lr), look at the rewards and samples of the last "
+                "step, or raise --max-nonfinite-steps (TOML: optimizer.max_nonfinite_steps)"
             )
 
 

@@ -17,6 +17,8 @@ from dovetail.trainers.torch.scored_model import ScoredModel
 
 CPU_BUDGET = 4096
 """More tokens at once are no faster on a CPU, and their activations leave its caches."""
+WORTH_PACKING = 0.95
+"""Packed lines pay from this share of the padded tokens on: equal rows run faster as a batch."""
 
 
 class TorchBackend:
@@ -47,11 +49,14 @@ class TorchBackend:
         if self.policy.device.type == "cpu":
             budget = min(budget, CPU_BUDGET)
         longest = max((used_length(rows[i], every_token) for i in chosen), default=0)
-        if self._packs(longest):
-            return plan_packed(
-                rows, chosen, budget, max_rows, share=self.share_prompts, every_token=every_token
-            )
-        return plan_padded(rows, chosen, budget, max_rows, every_token=every_token)
+        padded = plan_padded(rows, chosen, budget, max_rows, every_token=every_token)
+        if not self._packs(longest):
+            return padded
+        packed = plan_packed(
+            rows, chosen, budget, max_rows, share=self.share_prompts, every_token=every_token
+        )
+        saves = _tokens(packed) < WORTH_PACKING * _tokens(padded)
+        return packed if saves else padded
 
     def _packs(self, longest: int) -> bool:
         models = [self.policy] + ([self.reference] if self.reference is not None else [])
@@ -119,6 +124,10 @@ class TorchBackend:
     ) -> None:
         """See `MasterAdamW.load_state_dict`."""
         self.optimizer.load_state_dict(tensors, facts)
+
+
+def _tokens(plans: Sequence[PlannedBatch]) -> int:
+    return sum(plan.num_tokens for plan in plans)
 
 
 def _gathered(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:

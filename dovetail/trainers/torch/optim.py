@@ -42,7 +42,7 @@ def decay_steps(config: OptimizerConfig, total_steps: int | None) -> int | None:
     if config.lr_decay_style != "constant" and steps is None:
         raise ConfigError(
             f"lr_decay_style is {config.lr_decay_style!r} but the run has no known number of "
-            "steps; set --lr-decay-iters (optimizer.lr_decay_iters) or --num-rollout "
+            "steps; set --lr-decay-iters (TOML: optimizer.lr_decay_iters) or --num-rollout "
             "(data.num_rollout)"
         )
     return steps
@@ -203,5 +203,6 @@ def _check(tensors: Mapping[str, torch.Tensor], name: str, like: torch.Tensor) -
     if tensors[name].shape != like.shape:
         raise CheckpointError(
             f"trainer state: {name} has shape {list(tensors[name].shape)}, the model's is "
-            f"{list(like.shape)}; --hf-checkpoint (model.hf_checkpoint) must be the run's model"
+            f"{list(like.shape)}; --hf-checkpoint (TOML: model.hf_checkpoint) must be the "
+            "run's model"
         )

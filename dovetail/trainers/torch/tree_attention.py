@@ -21,6 +21,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from dovetail.batch.pack import Segment
 
 NAME = "dovetail_tree"
+FLOAT32_BELOW = 384
+"""With fewer keys torch's CPU flash kernel is up to 3.5 times as fast in float32 as in bfloat16."""
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -38,7 +40,6 @@ def tree_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     tree_line: Sequence[Segment] | None = None,
-    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention interface: query [1, A, T, D], key and value [1, K, T, D]; the
@@ -54,7 +55,7 @@ def tree_attention(
             "the model does not hand keywords down to its attention"
         )
     for name, got in (
-        ("softcap", softcap),
+        ("softcap", kwargs.get("softcap")),
         ("s_aux", kwargs.get("s_aux")),
         ("position_bias", kwargs.get("position_bias")),
         ("attention mask", attention_mask),
@@ -124,6 +125,27 @@ def _branches(line: Sequence[Segment]) -> list[tuple[int, int, int, int]]:
     return found
 
 
+def _flash(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if key.shape[2] < FLOAT32_BELOW:
+        query, key, value = query.float(), key.float(), value.float()
+    result: tuple[torch.Tensor, torch.Tensor] = _forward(
+        query, key, value, 0.0, causal, scale=scale
+    )
+    return result
+
+
+def _flash_backward(
+    tensors: Sequence[torch.Tensor], lse: torch.Tensor, causal: bool, scale: float
+) -> tuple[torch.Tensor, ...]:
+    """`tensors`: gradient of the output, query, key, value, output."""
+    if tensors[2].shape[2] < FLOAT32_BELOW:
+        tensors = [x.float() for x in tensors]
+    result: tuple[torch.Tensor, ...] = _backward(*tensors, lse, 0.0, causal, scale=scale)
+    return result
+
+
 class _CascadeCpu(torch.autograd.Function):
     """Flash attention by pieces. The backward of a piece needs only the merged output and
     log-sum-exp."""
@@ -143,11 +165,11 @@ class _CascadeCpu(torch.autograd.Function):
         for segment in line:
             own = slice(segment.start, segment.start + segment.length)
             parts = (x[:, :, own] for x in (query, key, value))
-            out[:, :, own], lse[:, :, own] = _forward(*parts, 0.0, True, scale=scale)
+            out[:, :, own], lse[:, :, own] = _flash(*parts, True, scale)
         for start, end, prefix_start, prefix_end in _branches(line):
             own, prefix = slice(start, end), slice(prefix_start, prefix_end)
-            prefix_out, prefix_lse = _forward(
-                query[:, :, own], key[:, :, prefix], value[:, :, prefix], 0.0, False, scale=scale
+            prefix_out, prefix_lse = _flash(
+                query[:, :, own], key[:, :, prefix], value[:, :, prefix], False, scale
             )
             own_lse = lse[:, :, own]
             # sigmoid(a - b) = exp(a) / (exp(a) + exp(b)): the prefix's share of the softmax mass.
@@ -164,18 +186,9 @@ class _CascadeCpu(torch.autograd.Function):
         grads = [torch.empty_like(x) for x in (query, key, value)]
 
         def piece(own: slice, seen: slice, causal: bool) -> tuple[torch.Tensor, ...]:
-            gradients: tuple[torch.Tensor, ...] = _backward(
-                grad_out[:, :, own],
-                query[:, :, own],
-                key[:, :, seen],
-                value[:, :, seen],
-                out[:, :, own],
-                lse[:, :, own],
-                0.0,
-                causal,
-                scale=ctx.scale,
-            )
-            return gradients
+            pairs = ((grad_out, own), (query, own), (key, seen), (value, seen), (out, own))
+            tensors = [x[:, :, where] for x, where in pairs]
+            return _flash_backward(tensors, lse[:, :, own], causal, ctx.scale)
 
         for segment in ctx.line:
             own = slice(segment.start, segment.start + segment.length)

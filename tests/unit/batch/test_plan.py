@@ -142,3 +142,12 @@ def test_values_follow_their_tokens():
         [0.1, 0.3, 0.4]
     )
     assert batch.per_row([7.0, 8.0]).tolist() == [7.0, 7.0, 8.0]
+
+
+def test_very_short_prompts_are_not_shared():
+    rows = [
+        TrainRow(tokens=[1, 2, 3] + [i] * 4, response_length=4, loss_mask=[1] * 4, index=i)
+        for i in range(4)
+    ]
+    (plan,) = plan_packed(rows, range(4), 100, None, share=True)
+    assert [tree.rows for tree in plan.trees] == [(0,), (1,), (2,), (3,)]
