@@ -77,7 +77,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_aside(tmp_path, monk
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
-def test_the_configuration_of_an_earlier_start_is_kept_when_it_differs(tmp_path: Path) -> None:
+def test_the_configuration_of_an_earlier_start_is_kept_when_it_differs(tmp_path):
     run_dir = RunDir.create("run", tmp_path / "run")
     run_dir.supersede_config(b"first")
     run_dir.config.write_bytes(b"first")
