@@ -31,9 +31,7 @@ MODULES = {OWN: "benchmarks.own_side", PEER: "benchmarks.trl_side"}
 CONTENDERS = ((PEER, "default"), (OWN, "default"), (PEER, "float32"), (OWN, "float32"))
 EXTRA_CONTENDERS = ((PEER, "bfloat16"),)
 BUSY_LOAD = 0.5
-BUSY_NOTE = (
-    "two threads that wait for each other lose up to 10x to a third; measure again when idle"
-)
+BUSY_NOTE = "other work slows threads that wait for each other, up to 10x; look at cpu ratios"
 
 
 def quick_shape(shape: Shape) -> Shape:

@@ -3,7 +3,7 @@ test them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -12,6 +12,7 @@ OWN, PEER = "dovetail", "trl"
 PAIRS = {
     "": ("default", "default"),
     "_same_dtype": ("float32", "float32"),
+    "_vs_float32": ("default", "float32"),
     "_bfloat16": ("default", "bfloat16"),
 }
 """Suffix of the result's keys -> precision of (ours, TRL's). Our default has bfloat16 weights and
@@ -33,9 +34,9 @@ class Step:
     response_lens: tuple[int, ...]
     facts: Mapping[str, float]
     """loss, grad_norm, entropy, reward."""
-    step_cpu_s: float = 0.0
+    step_cpu_s: float
     """CPU seconds of all threads."""
-    rollout_cpu_s: float = 0.0
+    rollout_cpu_s: float
 
     @property
     def tokens(self) -> int:
@@ -67,18 +68,29 @@ def _turns(steps: Iterable[Step], shape: str, side: str, precision: str) -> dict
     }
 
 
-def ratios(steps: Sequence[Step], shape: str, pair: tuple[str, str]) -> tuple[Ratio, Ratio] | None:
-    """(rollout tokens/s ours over TRL's, step seconds TRL's over ours), by turn; None if not
-    measured."""
+MEASURES: dict[str, Callable[[Step, Step], float]] = {
+    "rollout_ratio": lambda ours, theirs: ours.tokens_per_s / theirs.tokens_per_s,
+    "step_ratio": lambda ours, theirs: theirs.step_s / ours.step_s,
+    "rollout_cpu_ratio": lambda ours, theirs: (
+        (theirs.rollout_cpu_s / theirs.tokens) / (ours.rollout_cpu_s / ours.tokens)
+    ),
+    "step_cpu_ratio": lambda ours, theirs: theirs.step_cpu_s / ours.step_cpu_s,
+}
+"""How many times ours is better. Seconds on the clock are what a user waits; CPU seconds (of one
+thread) hardly change when the machine is busy with other work."""
+
+
+def ratios(steps: Sequence[Step], shape: str, pair: tuple[str, str]) -> dict[str, Ratio]:
+    """Every measure over the turns that both sides had; empty if not measured."""
     ours = _turns(steps, shape, OWN, pair[0])
     theirs = _turns(steps, shape, PEER, pair[1])
     both = sorted(ours.keys() & theirs.keys())
     if not both:
-        return None
-    return (
-        Ratio.of([ours[turn].tokens_per_s / theirs[turn].tokens_per_s for turn in both]),
-        Ratio.of([theirs[turn].step_s / ours[turn].step_s for turn in both]),
-    )
+        return {}
+    return {
+        name: Ratio.of([measure(ours[turn], theirs[turn]) for turn in both])
+        for name, measure in MEASURES.items()
+    }
 
 
 def side_facts(steps: Sequence[Step], peak_rss_mb: float | None) -> dict[str, Any]:
@@ -114,7 +126,7 @@ def result(
         facts: what else is known of the run: versions, machine, settings.
 
     Returns:
-        `rollout_ratio`, `step_ratio`, `peak_memory_ratio` and the same with the suffixes of
+        The names of `MEASURES`, `peak_memory_ratio` and the same with the suffixes of
         `PAIRS`, each by shape; `ranges` with [lowest, highest] of the ratios; `sides` with each
         side's own medians; `facts`.
     """
@@ -122,14 +134,9 @@ def result(
     ranges: dict[str, Any] = {}
     for suffix, pair in PAIRS.items():
         for shape in shapes:
-            found = ratios(steps, shape, pair)
-            if found is None:
-                continue
-            for name, ratio in zip(
-                (f"rollout_ratio{suffix}", f"step_ratio{suffix}"), found, strict=True
-            ):
-                document.setdefault(name, {})[shape] = ratio.median
-                ranges.setdefault(name, {})[shape] = [ratio.low, ratio.high]
+            for name, ratio in ratios(steps, shape, pair).items():
+                document.setdefault(name + suffix, {})[shape] = ratio.median
+                ranges.setdefault(name + suffix, {})[shape] = [ratio.low, ratio.high]
             ours, theirs = (shape, OWN, pair[0]), (shape, PEER, pair[1])
             if ours in peaks and theirs in peaks:
                 memory = document.setdefault(f"peak_memory_ratio{suffix}", {})
@@ -167,5 +174,5 @@ def text(document: Mapping[str, Any]) -> str:
             cells.append(
                 f"{shape} {value:.2f}x" + (f" [{span[0]:.2f}, {span[1]:.2f}]" if span else "")
             )
-        lines.append(f"  {key:<28}" + "   ".join(cells))
+        lines.append(f"  {key:<30}" + "   ".join(cells))
     return "\n".join(lines)

@@ -14,7 +14,7 @@ FACTS = {"loss": 0.0, "grad_norm": 1.0, "entropy": 2.0, "reward": 0.5}
 def step(
     side, precision="default", turn=0, step_s=1.0, rollout_s=0.5, lens=(10, 10), shape="short"
 ):
-    return Step(shape, side, precision, turn, step_s, rollout_s, lens, FACTS)
+    return Step(shape, side, precision, turn, step_s, rollout_s, lens, FACTS, step_s, rollout_s)
 
 
 def test_ratios_compare_steps_of_the_same_turn_and_take_the_median():
@@ -27,19 +27,20 @@ def test_ratios_compare_steps_of_the_same_turn_and_take_the_median():
         step(PEER, turn=2, step_s=4.0, rollout_s=2.0),
         step(PEER, turn=3, step_s=99.0, rollout_s=99.0),
     ]
-    rollout, whole = ratios(steps, "short", ("default", "default"))
-    assert rollout == Ratio(4.0, 2.0, 5.0)
-    assert whole == Ratio(3.0, 2.0, 4.0)
+    found = ratios(steps, "short", ("default", "default"))
+    assert found["rollout_ratio"] == found["rollout_cpu_ratio"] == Ratio(4.0, 2.0, 5.0)
+    assert found["step_ratio"] == found["step_cpu_ratio"] == Ratio(3.0, 2.0, 4.0)
 
 
 def test_rollout_speed_counts_tokens_so_that_unequal_lengths_do_not_help():
     steps = [step(OWN, rollout_s=1.0, lens=(5, 5)), step(PEER, rollout_s=2.0, lens=(10, 10))]
-    rollout, _ = ratios(steps, "short", ("default", "default"))
-    assert rollout.median == pytest.approx(1.0)
+    found = ratios(steps, "short", ("default", "default"))
+    assert found["rollout_ratio"].median == pytest.approx(1.0)
+    assert found["rollout_cpu_ratio"].median == pytest.approx(1.0)
 
 
 def test_a_pair_that_was_not_measured_has_no_ratio():
-    assert ratios([step(OWN)], "short", ("default", "default")) is None
+    assert ratios([step(OWN)], "short", ("default", "default")) == {}
 
 
 def test_the_document_has_every_ratio_by_shape_and_can_be_written():
