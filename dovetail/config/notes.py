@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dovetail.config.eval_sets import eval_sets
 from dovetail.config.run import RunConfig
 
 
 def notes(config: RunConfig) -> list[str]:
     """One line for each setting without effect."""
-    return [*_of_data(config), *_of_training(config)]
+    return [*_of_data(config), *_of_rewards(config), *_of_training(config)]
 
 
 def _of_data(config: RunConfig) -> Iterator[str]:
@@ -33,6 +34,15 @@ def _of_data(config: RunConfig) -> Iterator[str]:
             f"eval_temperature 0 is greedy: all {own.n_samples_per_eval_prompt} samples of an "
             "evaluation prompt will be the same"
         )
+
+
+def _of_rewards(config: RunConfig) -> Iterator[str]:
+    if config.hooks.custom_rm_path is None:
+        return
+    sets = [one.name for one in eval_sets(config) if one.rm_type and not one.custom_rm_path]
+    named = [f"of evaluation set '{name}' " for name in sets]
+    for whose in ([""] if config.reward.rm_type else []) + named:
+        yield f"rm_type {whose}does nothing: the run's --custom-rm-path goes first"
 
 
 def _of_training(config: RunConfig) -> Iterator[str]:

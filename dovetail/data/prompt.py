@@ -276,7 +276,8 @@ def build_prompts(
     if not prompts:
         raise DataError(
             f"all {num_dropped} prompts are longer than {max_prompt_len} tokens (the shortest has "
-            f"{shortest}); raise --rollout-max-prompt-len (TOML: data.rollout_max_prompt_len) or "
+            f"{shortest}); raise --rollout-max-prompt-len (TOML: data.rollout_max_prompt_len), in "
+            "evaluation --eval-max-prompt-len (TOML: eval.eval_max_prompt_len), or "
             "--rollout-max-context-len (TOML: rollout.rollout_max_context_len)"
             if num_dropped
             else "no prompts: the data has no rows"

@@ -123,17 +123,14 @@ class Parts:
         Raises:
             ConfigError: no prompt could have a response that long.
         """
-        asked = {"rollout_max_response_len": self.config.rollout.rollout_max_response_len}
-        asked |= {
-            f"max_response_len of evaluation set '{one.name}'": one.max_response_len
-            for one in eval_sets(self.config)
-        }
-        for what, response in asked.items():
+        asked = [("rollout_max_response_len", self.config.rollout.rollout_max_response_len)]
+        asked += [("eval_max_response_len", one.max_response_len) for one in eval_sets(self.config)]
+        for leaf, response in asked:
             if response >= self.context_len:
                 raise ConfigError(
-                    f"{what} {response} leaves no room for a prompt in the context of "
+                    f"{leaf} {response} leaves no room for a prompt in the context of "
                     f"{self.context_len} tokens of {self.config.model.hf_checkpoint}; lower "
-                    f"{cure('rollout_max_response_len')}"
+                    f"{cure(leaf)}"
                 )
 
     @property

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.loop.tiny import make_model, make_rows
 
-REWARD = "def reward(sample):\n    return float(len(sample.response) % 3)\n"
+REWARD = "def reward(sample):\n    return float(sum(map(str.isdigit, sample.response)))\n"
 
 
 @dataclass(frozen=True)

@@ -190,6 +190,7 @@ def test_evaluation_alone_needs_a_model_and_a_set_but_no_length_of_run(
         ("--n-samples-per-eval-prompt 2 --eval-temperature 0", "eval_temperature 0 is greedy"),
         ("--ref-load {model}", "ref_load is not loaded"),
         ("--min-lr 1e-7", "min_lr does nothing"),
+        ("--custom-rm-path r.py:reward --rm-type math", "the run's --custom-rm-path goes first"),
     ],
 )
 def test_pointless_settings_are_notes(
