@@ -54,6 +54,7 @@ def build_source(
         seed=data.rollout_seed,
         buffer_filter=buffer_filter,
         num_dropped=prompts.num_dropped,
+        longest_prompt=prompts.longest,
     )
 
 

@@ -84,6 +84,11 @@ class PromptSet(Sequence[Sample]):
         self.num_dropped = num_dropped
         """Rows left out because they were longer than the limit."""
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max((len(prompt.token_ids) for prompt in self._prompts), default=0)
+
     def __len__(self) -> int:
         return len(self._prompts)
 

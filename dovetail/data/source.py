@@ -55,11 +55,14 @@ class PromptDataSource:
         seed: int = 0,
         buffer_filter: BufferFilter | None = None,
         num_dropped: int = 0,
+        longest_prompt: int | None = None,
     ) -> None:
         if not len(samples):
             raise DataError("a data source needs at least one prompt")
         self.num_dropped = num_dropped
         """Over-long prompts that were left out when the data was read."""
+        self.longest_prompt = longest_prompt
+        """Tokens of the longest prompt, where known."""
         self.epoch = 0
         self._prototypes = samples
         self._group_size = n_samples_per_prompt

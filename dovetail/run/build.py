@@ -196,15 +196,26 @@ class Parts:
             self.model,
             self.tokenizer,
             max_running=max_running,
-            kv_tokens=settings.engine_kv_tokens
-            or min(
-                _kv_tokens(self.model, settings.engine_memory_gb), max_running * self.context_len
-            ),
+            kv_tokens=settings.engine_kv_tokens or self._kv_tokens(max_running),
             max_context_len=self.context_len,
             fused=settings.engine_fused,
             cuda_graphs=settings.engine_cuda_graphs,
             eos_token_ids=hf.eos_token_ids(self.model, self.tokenizer),
         )
+
+    def _kv_tokens(self, max_running: int) -> int:
+        """What the sequences of a step can need at once, within the memory allowed for it."""
+        per_sequence = self.context_len
+        longest = self.source.longest_prompt if self.source is not None else None
+        if longest is not None and "custom_generate_function" not in self.hooks:
+            wanted = [longest + self.config.rollout.rollout_max_response_len]
+            wanted += [
+                max(len(sample.tokens) for sample in one.samples) + one.sampling.max_new_tokens
+                for one in self.eval_sets
+            ]
+            per_sequence = min(self.context_len, max(wanted))
+        needed = max(self.context_len, max_running * per_sequence)
+        return min(needed, _tokens_within(self.config.engine.engine_memory_gb, self.model))
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -374,7 +385,7 @@ class Parts:
         )
 
 
-def _kv_tokens(model: Any, memory_gb: float) -> int:
+def _tokens_within(memory_gb: float, model: Any) -> int:
     """Tokens whose keys and values fit into `memory_gb` GB."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
