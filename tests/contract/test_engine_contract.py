@@ -340,9 +340,13 @@ def test_damaged_weights_are_named_instead_of_sampled_from(make):
     model = tiny_model()
     engine = make(model=model)
     with torch.no_grad():
-        model.model.norm.weight.fill_(float("nan"))
+        model.model.layers[0].self_attn.v_proj.weight.fill_(float("nan"))
     with pytest.raises(EngineError, match="not finite"):
         generate(engine, [request("n", (5,))])
+    with torch.no_grad():
+        model.model.layers[0].self_attn.v_proj.weight.fill_(0.1)
+    asked = [request(i, prompt_of(3 + i, i)) for i in range(4)]
+    assert worst_logprob_error(model, asked, generate(engine, asked)) < 1e-4
 
 
 def test_thousands_of_random_aborts_leak_no_place(make):

@@ -23,6 +23,23 @@ _flash_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _CONVERT_PLACES = 6144
 
 
+class Scratch:
+    """One float32 buffer that conversions reuse: a fresh megabyte per layer costs page faults."""
+
+    def __init__(self) -> None:
+        self._buffer = torch.empty(0)
+
+    def float32(self, tensor: Tensor) -> Tensor:
+        """`tensor` in float32; what the last call gave is overwritten."""
+        if tensor.dtype == torch.float32:
+            return tensor
+        if tensor.device.type != "cpu":
+            return tensor.float()
+        if self._buffer.numel() < tensor.numel():
+            self._buffer = torch.empty(2 * tensor.numel())
+        return self._buffer[: tensor.numel()].view(tensor.shape).copy_(tensor)
+
+
 def attend_prefixes(
     queries: Tensor, groups: PrefixGroups, views: list[tuple[Tensor, Tensor]], scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -79,7 +96,8 @@ def attend_rows(
     values: Tensor,
     mask: Tensor | None,
     scale: float,
-    prefix: tuple[Tensor, Tensor] | None = None,
+    prefix: tuple[Tensor, Tensor] | None,
+    scratch: Scratch,
 ) -> Tensor:
     """Attention of each row to its own places, and to the part already attended to.
 
@@ -87,7 +105,7 @@ def attend_rows(
         queries: [N, K, R, D].
         keys, values: [N, K, L, D].
         mask: [N, L] bool, True where a row may look; None where all may look everywhere.
-        prefix: what `attend_prefixes` gave.
+        prefix: what `attend_prefixes` gave, or None.
 
     Returns:
         [N, K*R*D] in the dtype of the queries.
@@ -98,7 +116,7 @@ def attend_rows(
     if on_cpu and not small:
         output = _attend_rows_flash(queries, keys, values, mask, scale, prefix)
     elif on_cpu or prefix is not None:
-        output = _attend_rows_float32(queries, keys, values, mask, scale, prefix)
+        output = _attend_rows_float32(queries, keys, values, mask, scale, prefix, scratch)
     else:
         bias = None if mask is None else mask[:, None, None]
         output = functional.scaled_dot_product_attention(
@@ -134,13 +152,14 @@ def _attend_rows_float32(
     mask: Tensor | None,
     scale: float,
     prefix: tuple[Tensor, Tensor] | None,
+    scratch: Scratch,
 ) -> Tensor:
     n, heads, per_head, dim = queries.shape
     length = keys.shape[2]
     queries = queries.float().reshape(n * heads, per_head, dim)
-    keys = keys.float().flatten(0, 1)
-    values = values.float().flatten(0, 1)
+    keys = scratch.float32(keys).flatten(0, 1)
     scores = torch.bmm(queries, keys.transpose(1, 2)).mul_(scale)
+    values = scratch.float32(values).flatten(0, 1)
     if mask is not None:
         scores.view(n, heads, per_head, length).masked_fill_(~mask[:, None, None], float("-inf"))
     if prefix is None:

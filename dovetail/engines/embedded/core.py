@@ -7,11 +7,9 @@ admit -> prefill shared prompts -> copy or refer -> prefill tails -> decode one 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from dovetail.engines.embedded.batch import RowBatch
@@ -79,9 +77,9 @@ class EngineCore:
             )
         model.train(was_training)
         self.scheduler = Scheduler(self.cache, max_running, self.runner.cascade)
-        self._decode: Callable[[RowBatch], Tensor] = self.runner.decode
+        self.graphs: GraphedDecode | None = None
         if cuda_graphs and isinstance(self.runner, FusedRunner) and self.device.type == "cuda":
-            self._decode = GraphedDecode(self.runner, max_running)
+            self.graphs = GraphedDecode(self.runner, max_running)
             self.scheduler.min_saved_tokens = _MIN_SAVED_WITH_GRAPHS
         self._stats = EngineStats(kv_tokens=kv_tokens)
         self._batch: RowBatch | None = None
@@ -127,7 +125,8 @@ class EngineCore:
             self._batch = RowBatch(running, self.device)
             self.scheduler.changed = False
         batch = self._batch
-        tokens, logprobs = sample(self._decode(batch), batch.sampling)
+        decode = self.runner.decode if self.graphs is None else self.graphs
+        tokens, logprobs = sample(decode(batch), batch.sampling)
         self._stats.decode_steps += 1
         self._stats.decoded_rows += batch.size
         self._stats.generated_tokens += batch.size

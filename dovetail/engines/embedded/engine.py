@@ -180,7 +180,6 @@ class EmbeddedEngine:
         await self.pause()
         self._closed = True
         self._worker.shutdown(wait=True)
-        self._core.scheduler.clear()
         self._core.cache.release()
 
     def _check(self, request: GenerateRequest) -> None:

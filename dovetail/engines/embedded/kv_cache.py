@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,9 +61,9 @@ class KVCache:
         self.layouts = 0
         """Counts changes of where rows lie; whoever keeps views compares it."""
         self._segments: list[Segment] = []
-        sizes = [(s.kv_heads * s.key_dim, s.kv_heads * s.value_dim) for s in shapes]
-        self._keys = [torch.zeros(tokens * k, dtype=dtype, device=device) for k, _ in sizes]
-        self._values = [torch.zeros(tokens * v, dtype=dtype, device=device) for _, v in sizes]
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._allocate()
 
     @property
     def used_tokens(self) -> int:
@@ -148,15 +149,23 @@ class KVCache:
             values[row] = from_values
 
     def clear(self) -> None:
-        """Forget all rows and segments."""
-        self.num_rows = 0
-        self._segments.clear()
+        """Forget rows, segments and every number: a NaN left in a masked place would spread."""
+        self.release()
+        self._allocate()
 
     def release(self) -> None:
         """Give the memory back; the cache is unusable afterwards."""
-        self.clear()
+        self.num_rows = 0
+        self._segments.clear()
         self._keys.clear()
         self._values.clear()
+
+    def _allocate(self) -> None:
+        self.layouts += 1
+        for shape in self.shapes:
+            width = self.tokens * shape.kv_heads
+            self._keys.append(_zeros(width * shape.key_dim, self.dtype, self.device))
+            self._values.append(_zeros(width * shape.value_dim, self.dtype, self.device))
 
     def _row_views(self, num_rows: int) -> list[tuple[Tensor, Tensor]]:
         return [self.rows(i, num_rows, self.row_capacity) for i in range(len(self.shapes))]
@@ -196,6 +205,14 @@ class KVCache:
             keys, values = self.segment(layer, segment)
             keys.copy_(old_keys)
             values.copy_(old_values)
+
+
+def _zeros(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type != "cpu":
+        return torch.zeros(count, dtype=dtype, device=device)
+    # calloc: pages that no token ever reaches are never touched (torch.zeros would write them all).
+    raw = np.zeros(count * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(raw).view(dtype)
 
 
 def _as_rows(flat: Tensor, rows: int, heads: int, capacity: int, dim: int, length: int) -> Tensor:

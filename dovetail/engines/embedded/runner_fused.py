@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from dovetail.engines.embedded.attention import attend_prefixes, attend_rows
+from dovetail.engines.embedded.attention import Scratch, attend_prefixes, attend_rows
 from dovetail.engines.embedded.batch import RowBatch
 from dovetail.engines.embedded.fuse import FusedLayer, fuse_layers
 from dovetail.engines.embedded.kv_cache import KVCache
@@ -49,6 +49,7 @@ class FusedRunner:
         """Where the weights lie, as of the last `begin`; what was captured elsewhere is stale."""
         self._scale = self._layers[0].module.self_attn.scaling
         self._has_head_norm = hasattr(self._layers[0].module.self_attn, "q_norm")
+        self._scratch = Scratch()
         self._cos, self._sin = self._rotation(positions)
 
     def guard(self) -> AbstractContextManager[Any]:
@@ -93,7 +94,9 @@ class FusedRunner:
             if groups.segments:
                 views = [self.cache.segment(index, s) for s in groups.segments]
                 prefix = attend_prefixes(queries, groups, views, self._scale)
-            attended = attend_rows(queries, row_keys, row_values, mask, self._scale, prefix)
+            attended = attend_rows(
+                queries, row_keys, row_values, mask, self._scale, prefix, self._scratch
+            )
             x = self._rest(layer, x, attended)
         x = self._norm(x, self._model.model.norm)
         head = self._model.lm_head

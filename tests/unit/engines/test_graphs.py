@@ -16,8 +16,8 @@ from tests.unit.engines.tiny import (
 
 def with_graphs(engine, capture):
     core = engine._core
-    core._decode = GraphedDecode(core.runner, core.scheduler.max_running, capture)
-    return core._decode
+    core.graphs = GraphedDecode(core.runner, core.scheduler.max_running, capture)
+    return core.graphs
 
 
 def asked():
@@ -74,6 +74,6 @@ def test_cuda_graphs_give_what_the_full_forward_gives():
     model = tiny_model("qwen3").cuda()
     engine = tiny_engine(model, fused="on", kv_tokens=4000, cuda_graphs=True)
     results = generate(engine, asked())
-    assert engine._core._decode.replays > 0
+    assert engine._core.graphs.replays > 0
     model.cpu()
     assert worst_logprob_error(model, asked(), results) < 1e-3
