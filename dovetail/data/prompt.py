@@ -228,7 +228,7 @@ class PromptBuilder:
             raise DataError(
                 f"{where}: the prompt in column {self.format.input_key!r} is neither text nor a "
                 f"list of chat messages with a role; got {messages!r:.80}; set --input-key "
-                "(data.input_key)"
+                "(TOML: data.input_key)"
             )
 
     def _render(self, messages: list[Any], tools: list[Any] | None, where: str) -> str:

@@ -140,7 +140,7 @@ class PromptDataSource:
             raise CheckpointError(
                 f"the checkpoint's buffer holds groups of {min(sizes)} samples, this run wants "
                 f"{self._group_size}; resume with --n-samples-per-prompt {min(sizes)} "
-                "(rollout.n_samples_per_prompt)"
+                "(TOML: rollout.n_samples_per_prompt)"
             )
         if not (0 <= numbers[1] <= len(self) and min(numbers) >= 0):
             raise CheckpointError(f"the state of the data source is damaged: position {numbers}")
@@ -218,7 +218,7 @@ class PromptDataSource:
         cures = {
             "num_prompts": "resume with the same --prompt-data (TOML: data.prompt_data) and limits",
             "fingerprint": "the prompts themselves differ; resume with the same --prompt-data "
-            "(data.prompt_data), template and columns",
+            "(TOML: data.prompt_data), template and columns",
             "shuffle": "resume with the same --rollout-shuffle (TOML: data.rollout_shuffle)",
             "seed": "resume with the same --rollout-seed (TOML: data.rollout_seed)",
         }

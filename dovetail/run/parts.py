@@ -69,6 +69,9 @@ class Run:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if isinstance(exc[1], Exception):
+            # INFO keeps it off the terminal, where whoever catches it tells it.
+            log.info("the run failed: %s", exc[1], exc_info=exc[1])
         try:
             self.runner.run(self._close())
         finally:

@@ -96,21 +96,19 @@ class Reporter:
     """Writes what a run leaves, into its run directory and onto the screen."""
 
     def __init__(self, resolved: Resolved, run_dir: RunDir, num_steps: int | None) -> None:
-        self.config, self.run_dir = resolved.config, run_dir
+        self.config, self.run_dir, self._resolved = resolved.config, run_dir, resolved
         self.last: dict[str, float] = {}
         self.failed_saves = 0
         self._log = open_log(run_dir.log)
         self._progress = make_progress(self.config.observe.progress, num_steps)
         self._trackers: Trackers | None = None
-        text = to_toml(resolved).encode()
-        run_dir.supersede_config(text)
-        write_atomic(run_dir.config, text)
-        write_atomic(run_dir.origins, json.dumps(resolved.origins, indent=1).encode())
-        for note in resolved.notes:
-            log.info("%s", note)
 
     def start(self, resumed_after: int | None, evaluated: bool = False) -> None:
-        """Open the trackers; rows and samples of an abandoned future are moved aside first."""
+        """Write down the configuration and open the trackers; rows and samples of an abandoned
+        future are moved aside first.
+        """
+        # Not earlier: a resume that is refused leaves the run's own configuration in place.
+        self._write_config()
         observe = self.config.observe
         if resumed_after is not None:
             supersede_rows(self.run_dir, resumed_after, evaluated)
@@ -202,6 +200,15 @@ class Reporter:
         if self._trackers is not None:
             self._trackers.close()
         self._log.close()
+
+    def _write_config(self) -> None:
+        text = to_toml(self._resolved).encode()
+        self.run_dir.supersede_config(text)
+        write_atomic(self.run_dir.config, text)
+        origins = json.dumps(self._resolved.origins, indent=1)
+        write_atomic(self.run_dir.origins, origins.encode())
+        for note in self._resolved.notes:
+            log.info("%s", note)
 
     def _keep(self, path: Path, samples: list[Sample]) -> None:
         """Write samples for a person to read. That they can't be written costs no training."""

@@ -186,3 +186,16 @@ def test_no_step_at_all_still_evaluates_and_exports(place: Place) -> None:
     assert main(argv) == 0
     assert [row["step"] for row in read_metrics(place.run_dir)] == [0]
     assert (place.own / "out" / "model.safetensors").is_file()
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was_and_its_log_says_why(place: Place) -> None:
+    assert main(place.train(save_interval=1)) == 0
+    before = (place.run_dir / "config.toml").read_bytes()
+    other = place.write("other.jsonl", '{"input": "1+1=", "label": "2"}\n' * 3)
+    again = place.train(prompt_data=other, num_rollout=5, load=place.run_dir / "checkpoints")
+    assert main(again) == 1
+    assert (place.run_dir / "config.toml").read_bytes() == before
+    assert "the run failed: the checkpoint was written with other data" in (
+        (place.run_dir / "log.txt").read_text(encoding="utf-8")
+    )
+    assert len(read_metrics(place.run_dir)) == 1

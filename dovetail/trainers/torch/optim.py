@@ -43,7 +43,7 @@ def decay_steps(config: OptimizerConfig, total_steps: int | None) -> int | None:
         raise ConfigError(
             f"lr_decay_style is {config.lr_decay_style!r} but the run has no known number of "
             "steps; set --lr-decay-iters (TOML: optimizer.lr_decay_iters) or --num-rollout "
-            "(data.num_rollout)"
+            "(TOML: data.num_rollout)"
         )
     return steps
 
