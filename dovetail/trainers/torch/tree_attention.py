@@ -164,8 +164,9 @@ class _CascadeCpu(torch.autograd.Function):
         lse = query.new_empty(1, tokens, heads, dtype=torch.float32).transpose(1, 2)
         for segment in line:
             own = slice(segment.start, segment.start + segment.length)
-            parts = (x[:, :, own] for x in (query, key, value))
-            out[:, :, own], lse[:, :, own] = _flash(*parts, True, scale)
+            out[:, :, own], lse[:, :, own] = _flash(
+                query[:, :, own], key[:, :, own], value[:, :, own], True, scale
+            )
         for start, end, prefix_start, prefix_end in _branches(line):
             own, prefix = slice(start, end), slice(prefix_start, prefix_end)
             prefix_out, prefix_lse = _flash(
