@@ -29,6 +29,7 @@ from dovetail.data.build import build_source, load_eval_set
 from dovetail.data.source import PromptDataSource
 from dovetail.engines.table import ENGINES
 from dovetail.hooks import ArgsView, BoundHook, bind, bind_hooks
+from dovetail.observe.log import open_log
 from dovetail.observe.run_dir import RunDir
 from dovetail.observe.tracker import check_trackers
 from dovetail.rewards.score import Scorer
@@ -64,10 +65,12 @@ def build(resolved: Resolved) -> Run:
     validate(config)
     if config.checkpoint.save_hf is not None:
         hf.check_export_path(config.checkpoint.save_hf)
-    parts = Parts(config)
-    prompts_per_epoch = len(parts.source) if parts.source is not None else 0
-    schedule = make_schedule(config, prompts_per_epoch, parts.replay)
-    parts.load()
+    # No run directory yet, so no log file: what is worth a warning goes to the terminal.
+    with open_log(None):
+        parts = Parts(config)
+        prompts_per_epoch = len(parts.source) if parts.source is not None else 0
+        schedule = make_schedule(config, prompts_per_epoch, parts.replay)
+        parts.load()
     check_trackers(tracker_names(config.observe))
     run_dir = RunDir.create(
         config.observe.run_name, config.observe.run_dir, resuming=config.checkpoint.load is not None

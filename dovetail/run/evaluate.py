@@ -7,6 +7,7 @@ import asyncio
 from dovetail.checkpoint.manager import load_checkpoint
 from dovetail.config.check import check_evaluation
 from dovetail.config.resolve import Resolved
+from dovetail.observe.log import open_log
 from dovetail.observe.run_dir import RunDir
 from dovetail.observe.tracker import check_trackers
 from dovetail.run.build import Parts
@@ -26,9 +27,10 @@ def run_eval(resolved: Resolved) -> RunReport:
     config = resolved.config
     check_evaluation(config)
     validate_names(config)
-    parts = Parts(config)
-    parts.check_lengths()
-    _ = parts.eval_sets, parts.scorer, parts.model
+    with open_log(None):
+        parts = Parts(config)
+        parts.check_lengths()
+        _ = parts.eval_sets, parts.scorer, parts.model
     check_trackers(tracker_names(config.observe))
     step = 0
     if config.checkpoint.load is not None:

@@ -188,6 +188,14 @@ def test_no_step_at_all_still_evaluates_and_exports(place: Place) -> None:
     assert (place.own / "out" / "model.safetensors").is_file()
 
 
+def test_prompts_left_out_are_told_once(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"input": text, "label": "2"} for text in ("1+1=", "one and one are ")]
+    data = place.write("data.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert main(place.train(prompt_data=data, rollout_max_prompt_len=8)) == 0
+    told = f"warning: {data}: left out 1 prompts longer than 8 tokens, kept 1\n"
+    assert capsys.readouterr().err == told
+
+
 def test_a_refused_resume_leaves_the_run_as_it_was_and_its_log_says_why(place: Place) -> None:
     assert main(place.train(save_interval=1)) == 0
     before = (place.run_dir / "config.toml").read_bytes()
