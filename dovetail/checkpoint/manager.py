@@ -44,6 +44,7 @@ from dovetail.checkpoint.state import (
     encode_part,
 )
 from dovetail.observe.atomic import fsync_directory
+from dovetail.observe.run_dir import checkpoints_at
 from dovetail.types.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ class CheckpointManager:
 
 
 def load_checkpoint(path: Path | str) -> Checkpoint:
-    """Read one checkpoint, or the newest whole one of a directory of them.
+    """Read one checkpoint, or the newest whole one of a directory of them or of a run directory.
 
     Every size and hash is verified first. A damaged checkpoint is passed over for the next older
     one, and `skipped` says why.
@@ -218,7 +219,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     Raises:
         CheckpointError: there is none, or none is whole; the message has the reason for each.
     """
-    path = Path(path)
+    path = checkpoints_at(path)
     if not path.is_dir():
         reason = "it is not a directory" if path.exists() else "it does not exist"
         raise CheckpointError(

@@ -198,6 +198,12 @@ class RunDir:
         yield from self.path.glob(f"*.{_SUPERSEDED}-*")
 
 
+def checkpoints_at(path: Path | str) -> Path:
+    """`path` itself, or where its checkpoints are when it is a run directory."""
+    run_dir = RunDir(Path(path))
+    return run_dir.checkpoints if run_dir.holds_run() else run_dir.path
+
+
 def _first_free(parent: Path, name: str, pattern: str | None = None) -> Path:
     """Make and give the first of `name`, `name-2`, `name-3`, ... that does not exist.
 

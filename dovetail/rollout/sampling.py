@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 
-from dovetail.config.sections import EvalConfig, RolloutConfig
+from dovetail.config.sections import RolloutConfig
 from dovetail.types import SamplingParams
 
 
@@ -28,15 +27,3 @@ def rollout_sampling(rollout: RolloutConfig) -> SamplingParams:
         stop_token_ids=tuple(rollout.rollout_stop_token_ids),
         skip_special_tokens=rollout.rollout_skip_special_tokens,
     )
-
-
-def eval_sampling(rollout: RolloutConfig, evaluation: EvalConfig) -> SamplingParams:
-    """What evaluation samples with: the `eval_` knobs, and training's where they are unset."""
-    own = {
-        "max_new_tokens": evaluation.eval_max_response_len,
-        "temperature": evaluation.eval_temperature,
-        "top_p": evaluation.eval_top_p,
-        "top_k": evaluation.eval_top_k,
-    }
-    set_here = {name: value for name, value in own.items() if value is not None}
-    return dataclasses.replace(rollout_sampling(rollout), **set_here)  # type: ignore[arg-type]

@@ -21,11 +21,11 @@ from dovetail.batch.rows import rows_from_samples
 from dovetail.checkpoint import hf
 from dovetail.checkpoint.manager import CheckpointManager
 from dovetail.checkpoint.rng import seed_all
-from dovetail.config.eval_sets import EvalSetConfig, eval_sets
+from dovetail.config.eval_sets import eval_sets
 from dovetail.config.leaves import cure
 from dovetail.config.resolve import Resolved
 from dovetail.config.run import RunConfig
-from dovetail.data.build import build_source, load_eval_set
+from dovetail.data.build import build_source
 from dovetail.data.source import PromptDataSource
 from dovetail.engines.table import ENGINES
 from dovetail.hooks import ArgsView, BoundHook, bind, bind_hooks
@@ -36,6 +36,7 @@ from dovetail.rewards.score import Scorer
 from dovetail.rollout.evaluate import EvalSet, Evaluation
 from dovetail.rollout.rollout import Rollout
 from dovetail.rollout.sft import SftRollout
+from dovetail.run.held_out import load_eval_sets
 from dovetail.run.interrupt import Interrupt
 from dovetail.run.parts import Collect, Evaluate, Run
 from dovetail.run.replay import Replay
@@ -44,7 +45,7 @@ from dovetail.run.schedule import Schedule, make_schedule
 from dovetail.run.validate import validate
 from dovetail.runtime.plan import Plan, plan
 from dovetail.trainers.trainer import Trainer
-from dovetail.types import CheckpointError, ConfigError, RolloutCall, SamplingParams
+from dovetail.types import CheckpointError, ConfigError, RolloutCall
 
 _MAX_RUNNING = 256
 """Sequences decoded at once when engine_max_running is 0: more only lengthens the wait for the
@@ -72,9 +73,7 @@ def build(resolved: Resolved) -> Run:
         schedule = make_schedule(config, prompts_per_epoch, parts.replay)
         parts.load()
     check_trackers(tracker_names(config.observe))
-    run_dir = RunDir.create(
-        config.observe.run_name, config.observe.run_dir, resuming=config.checkpoint.load is not None
-    )
+    run_dir = _run_dir(config)
     reporter = Reporter(resolved, run_dir, schedule.num_steps)
     return Run(
         config=config,
@@ -94,6 +93,14 @@ def build(resolved: Resolved) -> Run:
         engines=[parts.engine] if parts.samples else [],
         export=functools.partial(hf.save_hf, parts.model, parts.tokenizer),
     )
+
+
+def _run_dir(config: RunConfig) -> RunDir:
+    """The one asked for; without a wish, a resumed run goes on in its own."""
+    wish, load = config.observe.run_dir, config.checkpoint.load
+    if wish is None and load is not None and (own := RunDir.around(load)) is not None:
+        wish = str(own.path)
+    return RunDir.create(config.observe.run_name, wish, resuming=load is not None)
 
 
 class Parts:
@@ -301,38 +308,7 @@ class Parts:
     @cached_property
     def eval_sets(self) -> list[EvalSet]:
         """The held-out sets, loaded."""
-        return [self._eval_set(one) for one in eval_sets(self.config)]
-
-    def _eval_set(self, one: EvalSetConfig) -> EvalSet:
-        samples = load_eval_set(
-            one.path,
-            self.config.data,
-            self.tokenizer,
-            input_key=one.input_key,
-            label_key=one.label_key,
-            max_prompt_len=min(one.max_prompt_len or _UNLIMITED, self.context_len - 1),
-        )
-        rollout = self.config.rollout
-        return EvalSet(
-            name=one.name,
-            samples=samples,
-            n_samples=one.n_samples_per_eval_prompt,
-            sampling=SamplingParams(
-                max_new_tokens=one.max_response_len,
-                min_new_tokens=rollout.rollout_min_new_tokens,
-                temperature=one.temperature,
-                top_p=one.top_p,
-                top_k=one.top_k,
-                min_p=rollout.rollout_min_p,
-                stop=tuple(rollout.rollout_stop),
-                stop_token_ids=tuple(rollout.rollout_stop_token_ids),
-                skip_special_tokens=rollout.rollout_skip_special_tokens,
-            ),
-            reward_key=one.reward_key,
-            rm_type=one.rm_type,
-            custom_rm_path=one.custom_rm_path,
-            metadata=one.metadata,
-        )
+        return load_eval_sets(self.config, self.tokenizer, max_prompt_len=self.context_len - 1)
 
     def trainer(self, schedule: Schedule, reporter: Reporter) -> Trainer | None:
         """What changes the policy; None under --debug-rollout-only."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from dovetail.checkpoint.manager import CheckpointManager, Part
 from dovetail.checkpoint.rng import capture_rng, restore_rng
 from dovetail.config.run import RunConfig
-from dovetail.observe.run_dir import RunDir
+from dovetail.observe.run_dir import RunDir, checkpoints_at
 from dovetail.run.interrupt import Interrupt
 from dovetail.run.report import Reporter, RunReport, Timer, step_metrics
 from dovetail.run.schedule import Schedule
@@ -119,7 +119,7 @@ class Run:
         return self.saved
 
     def _is_own(self, where: Path) -> bool:
-        return where.resolve() == self.checkpoints.directory.resolve()
+        return checkpoints_at(where).resolve() == self.checkpoints.directory.resolve()
 
     def publish(self, version: int) -> None:
         """Give the engines the weights after `version` steps."""

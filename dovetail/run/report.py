@@ -123,7 +123,7 @@ class Reporter:
             wandb_mode=observe.wandb_mode,
         )
         self._trackers = open_trackers(tracker_names(observe), setup)
-        if resumed_after is not None:
+        if resumed_after:
             self._progress.say(f"resumed after step {resumed_after}")
 
     def rollout_progress(self, done: int, total: int, tokens: int) -> None:

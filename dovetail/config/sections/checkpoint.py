@@ -16,8 +16,9 @@ class CheckpointConfig(Section):
     load: str | None = Field(
         None,
         description=(
-            "Resume from this checkpoint, or the newest good one in this directory. The run's own "
-            "directory of checkpoints may still be empty: the run then starts from the beginning."
+            "Resume from this checkpoint, or from the newest good one of this run directory or "
+            "directory of checkpoints. The run's own may still be empty: it then starts from the "
+            "beginning."
         ),
     )
     save_interval: int | None = Field(

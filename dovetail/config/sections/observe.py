@@ -19,7 +19,11 @@ class ObserveConfig(Section):
         description="Name of the run; part of the default run directory.",
     )
     run_dir: str | None = Field(
-        None, description="Run directory; default: the first free outputs/<run_name>[-n]."
+        None,
+        description=(
+            "Run directory; default: the first free outputs/<run_name>[-n], and with --load that "
+            "of the run that is resumed."
+        ),
     )
     save_samples: bool = Field(
         True, description="Write the samples of every step to the run directory."

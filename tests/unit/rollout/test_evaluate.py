@@ -6,9 +6,8 @@ import itertools
 
 import pytest
 
-from dovetail.config.sections import EvalConfig, RolloutConfig
 from dovetail.rollout.evaluate import EvalSet, Evaluation, pass_at_k, pass_metrics
-from dovetail.rollout.sampling import eval_sampling, mix_seed
+from dovetail.rollout.sampling import mix_seed
 from dovetail.types import EngineError, RolloutError, Sample, SamplingParams
 from tests.unit.rollout.fakes import FakeEngine, FakeScorer, FakeTokenizer
 
@@ -132,13 +131,6 @@ def test_pass_at_k_refuses_impossible_counts():
 def test_pass_metrics_take_powers_of_two_and_the_group_size():
     assert list(pass_metrics([[1.0] * 6, [0.0] * 6])) == ["pass@1", "pass@2", "pass@4", "pass@6"]
     assert pass_metrics([[1.0, 0.0], [0.0, 0.0]])["pass@1"] == 0.25
-
-
-def test_evaluation_sampling_falls_back_to_training():
-    rollout = RolloutConfig(rollout_temperature=0.7, rollout_top_k=9, rollout_stop=["\n"])
-    sampling = eval_sampling(rollout, EvalConfig(eval_temperature=0.0, eval_max_response_len=5))
-    assert (sampling.temperature, sampling.top_k, sampling.stop) == (0.0, 9, ("\n",))
-    assert sampling.max_new_tokens == 5
 
 
 def test_seeds_are_stable_over_machines_and_do_not_collide():
