@@ -120,6 +120,15 @@ def test_a_run_that_is_prolonged_in_the_middle_of_an_epoch_is_the_longer_run(
     assert_same_run(task.whole(kind), run_dir)
 
 
+def test_a_run_directory_alone_is_enough_to_go_on_in_it(task: Task, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert task.train(run_dir, "--num-rollout", 3) == 0
+    flags = ["--hf-checkpoint", task.model, "--prompt-data", task.rows, "--load", run_dir]
+    flags += ["--custom-rm-path", f"{task.path / 'user.py'}:reward"]
+    assert main(["train", *COMMON, *GRPO, *map(str, flags)]) == 0
+    assert_same_run(task.whole(), run_dir)
+
+
 def test_saved_samples_train_the_same_model_again_also_when_that_is_resumed(
     task: Task, tmp_path: Path
 ) -> None:
