@@ -43,6 +43,7 @@ from dovetail.run.replay import Replay
 from dovetail.run.report import Reporter, tracker_names
 from dovetail.run.schedule import Schedule, make_schedule
 from dovetail.run.validate import validate
+from dovetail.runtime.compute import compute_thread
 from dovetail.runtime.plan import Plan, plan
 from dovetail.trainers.trainer import Trainer
 from dovetail.types import CheckpointError, ConfigError, RolloutCall
@@ -88,6 +89,7 @@ def build(resolved: Resolved) -> Run:
         evaluator=parts.evaluator(reporter),
         trainer=parts.trainer(schedule, reporter),
         to_rows=parts.to_rows(),
+        compute=parts.compute,
         source=parts.source,
         scorer=parts.scorer if parts.samples else None,
         engines=[parts.engine] if parts.samples else [],
@@ -111,7 +113,7 @@ class Parts:
         self.args = ArgsView(config)
         self.hooks: dict[str, BoundHook] = bind_hooks(config.hooks, self.args)
         self.plan: Plan = plan(config.runtime, config.model, has_cuda=torch.cuda.is_available())
-        torch.set_num_threads(self.plan.num_threads)
+        self.compute = compute_thread(self.plan.num_threads)
         seed_all(config.model.seed)
         template = config.debug.load_debug_rollout_data
         self.replay = Replay(template) if template is not None else None
@@ -161,7 +163,7 @@ class Parts:
         """The policy."""
         model = self._load_model(self.config.model.hf_checkpoint)
         if self.config.model.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         return model
 
     @cached_property
@@ -211,6 +213,7 @@ class Parts:
             fused=settings.engine_fused,
             cuda_graphs=settings.engine_cuda_graphs,
             eos_token_ids=hf.eos_token_ids(self.model, self.tokenizer),
+            worker=self.compute,
         )
 
     def _kv_tokens(self, max_running: int) -> int:

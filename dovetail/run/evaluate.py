@@ -61,5 +61,6 @@ def run_eval(resolved: Resolved) -> RunReport:
         finally:
             runner.run(close())
             parts.scorer.close()
+            parts.compute.shutdown()
             reporter.close()
     return RunReport(run_dir.path, 0, 0, metrics=reporter.last)

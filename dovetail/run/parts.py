@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -51,6 +52,8 @@ class Run:
     evaluator: Evaluate | None
     trainer: Trainer | None
     to_rows: Callable[[Sequence[Sample]], list[Any]]
+    compute: ThreadPoolExecutor
+    """The thread that trains and decodes."""
     source: DataSource | None = None
     scorer: ScorerPart | None = None
     engines: list[Any] = field(default_factory=list)
@@ -84,6 +87,7 @@ class Run:
             await engine.close()
         if self.scorer is not None:
             self.scorer.close()
+        self.compute.shutdown()
 
     def resume(self) -> tuple[int, bool]:
         """Restore every part from `--load`; without it (0, False).
@@ -152,7 +156,8 @@ class Run:
         """Train on one step's samples; nothing under --debug-rollout-only."""
         if self.trainer is None:
             return {}
-        return self.trainer.train(self.to_rows([s for group in output.samples for s in group]))
+        rows = self.to_rows([sample for group in output.samples for sample in group])
+        return self.compute.submit(self.trainer.train, rows).result()
 
     def evaluate(self, done: int) -> None:
         """Evaluate and log.

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import itertools
+import re
 import textwrap
 
 import pytest
@@ -225,14 +226,14 @@ def test_a_misfit_shows_the_signature_the_forms_and_what_differs(spec, tmp_path)
     assert f"def hook(a, b, c, d, e, f, g) at {file}:1" in text
     for form in spec.forms:
         assert f"{form.label}: {form.signature}" in text
-    assert "yours requires" in text and "which is not passed" in text
+    assert re.search(r"yours requires .*, which (is|are) not passed", text)
 
 
 @pytest.mark.parametrize("spec", HOOKS, ids=lambda spec: spec.slot)
 def test_what_is_not_callable_is_refused(spec, tmp_path):
     file = tmp_path / "thing.py"
     file.write_text("hook = 3\nclass NoCall:\n    pass\n")
-    with pytest.raises(HookError, match="3 is of type int, not a function"):
+    with pytest.raises(HookError, match=r"thing\.py:hook is of type int, not a function"):
         bind(spec.slot, f"{file}:hook")
     with pytest.raises(HookError, match="your class has no __call__"):
         bind(spec_of(spec.slot).slot, f"{file}:NoCall")

@@ -38,12 +38,16 @@ class EmbeddedEngine:
     what the next request sees. Parameters must not be written while requests run; `pause` first.
 
     Args:
-        max_running: most sequences decoded at once. kv_tokens: tokens that the KV cache holds,
-        allocated here once. max_context_len: most tokens of prompt plus response. fused: "auto"
-        takes the fused path where it agrees with the model's logits, "on" raises where
-            it does not, "off" runs the model's modules.
+        max_running: most sequences decoded at once.
+        kv_tokens: tokens that the KV cache holds, allocated here once.
+        max_context_len: most tokens of prompt plus response.
+        fused: "auto" takes the fused path where it agrees with the model's logits, "on" raises
+            where it does not, "off" runs the model's modules.
         cuda_graphs: replay decode steps as CUDA graphs where the model is on a GPU and the path is
-        fused. eos_token_ids: tokens that end a response unless `ignore_eos`.
+            fused.
+        eos_token_ids: tokens that end a response unless `ignore_eos`.
+        worker: the one thread that decode steps run in; default: one of the engine's own. Give the
+            thread that trains: two threads with a team of OpenMP threads each slow each other.
 
     Raises:
         EngineError: the model can't be run by this engine; or `fused` is "on" and does not fit.
@@ -60,6 +64,7 @@ class EmbeddedEngine:
         fused: Literal["auto", "on", "off"] = "auto",
         cuda_graphs: bool = True,
         eos_token_ids: tuple[int, ...] = (),
+        worker: ThreadPoolExecutor | None = None,
     ) -> None:
         self._core = EngineCore(
             model,
@@ -78,7 +83,8 @@ class EmbeddedEngine:
         self._max_context_len = max_context_len
         self._vocab_size = int(model.config.get_text_config().vocab_size)
         self._eos_token_ids = tuple(eos_token_ids)
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._worker = worker or ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._owns_worker = worker is None
         self._burst: Future[Finished] | None = None
         self._driver: asyncio.Task[None] | None = None
         self._arrived: list[Sequence] = []
@@ -179,7 +185,8 @@ class EmbeddedEngine:
         await self.abort()
         await self.pause()
         self._closed = True
-        self._worker.shutdown(wait=True)
+        if self._owns_worker:
+            self._worker.shutdown(wait=True)
         self._core.cache.release()
 
     def _check(self, request: GenerateRequest) -> None:
