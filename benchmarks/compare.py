@@ -35,11 +35,13 @@ BUSY_NOTE = "other work slows threads that wait for each other, up to 10x; look 
 
 
 def quick_shape(shape: Shape) -> Shape:
-    """Half as many sequences but in `short`; lengths and the share of long ones stay."""
+    """Half as many sequences but in `short`, and in `long_tail` two thirds of the limit; the share
+    of long responses stays."""
     if shape.name == "short":
         return shape
     if shape.long_prompts:
-        return replace(shape, group_size=shape.group_size // 2)
+        limit = shape.response_limit * 2 // 3
+        return replace(shape, group_size=shape.group_size // 2, response_limit=limit)
     return replace(shape, prompts=shape.prompts // 2)
 
 

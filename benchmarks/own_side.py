@@ -100,10 +100,11 @@ class Turns:
 def main() -> None:
     line = Line()
     job = Job.from_json(sys.argv[1])
+    # First, as in a run: it sets how long waiting threads spin, which torch reads when it loads.
+    import dovetail  # isort: skip
     import torch
     import transformers
 
-    import dovetail
     from dovetail.config.resolve import resolve
     from dovetail.run.build import build
     from dovetail.run.train import train
