@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from dovetail.types.calls import GenerateRequest, GenerateResult
@@ -111,19 +110,3 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = ...) -> str: ...
 
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...
-
-
-class Saveable(Protocol):
-    """A part of a checkpoint: tensors by name, and JSON-able facts."""
-
-    def state_dict(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]: ...
-
-    def load_state_dict(
-        self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]
-    ) -> None: ...
-
-
-class Exporter(Protocol):
-    """Writes the policy as a Hugging Face directory."""
-
-    def export(self, path: Path) -> None: ...
