@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Awaitable, Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dovetail.batch.rows import rows_from_samples
 from dovetail.checkpoint import hf
 from dovetail.checkpoint.manager import CheckpointManager
 from dovetail.checkpoint.rng import seed_all
@@ -33,27 +31,25 @@ from dovetail.observe.log import open_log
 from dovetail.observe.run_dir import RunDir
 from dovetail.observe.tracker import check_trackers
 from dovetail.rewards.score import Scorer
-from dovetail.rollout.evaluate import EvalSet, Evaluation
-from dovetail.rollout.rollout import Rollout
-from dovetail.rollout.sft import SftRollout
+from dovetail.rollout.evaluate import EvalSet
 from dovetail.run.held_out import load_eval_sets
 from dovetail.run.interrupt import Interrupt
-from dovetail.run.parts import Collect, Evaluate, Run
+from dovetail.run.models import Models
+from dovetail.run.parts import Run
 from dovetail.run.replay import Replay
 from dovetail.run.report import Reporter, tracker_names
-from dovetail.run.schedule import Schedule, make_schedule
+from dovetail.run.rollouts import make_collect, make_evaluator
+from dovetail.run.schedule import make_schedule
+from dovetail.run.training import make_to_rows, make_trainer
 from dovetail.run.validate import validate
 from dovetail.runtime.compute import compute_thread
 from dovetail.runtime.plan import Plan, plan
-from dovetail.trainers.trainer import Trainer
-from dovetail.types import CheckpointError, ConfigError, RolloutCall
+from dovetail.types import ConfigError
 
 _MAX_RUNNING = 256
 """Sequences decoded at once when engine_max_running is 0: more only lengthens the wait for the
 first.
 """
-_UNLIMITED = 1 << 20
-"""Context of a model that names no limit."""
 
 
 def build(resolved: Resolved) -> Run:
@@ -85,15 +81,15 @@ def build(resolved: Resolved) -> Run:
             Path(config.checkpoint.save or run_dir.checkpoints), config.checkpoint.save_keep
         ),
         interrupt=Interrupt(),
-        collect=parts.collect(reporter),
-        evaluator=parts.evaluator(reporter),
-        trainer=parts.trainer(schedule, reporter),
-        to_rows=parts.to_rows(),
+        collect=make_collect(parts, reporter),
+        evaluator=make_evaluator(parts, reporter),
+        trainer=make_trainer(parts, schedule, reporter),
+        to_rows=make_to_rows(parts),
         compute=parts.compute,
         source=parts.source,
         scorer=parts.scorer if parts.samples else None,
         engines=[parts.engine] if parts.samples else [],
-        export=functools.partial(hf.save_hf, parts.model, parts.tokenizer),
+        export=functools.partial(hf.save_hf, parts.models.model, parts.models.tokenizer),
     )
 
 
@@ -113,6 +109,7 @@ class Parts:
         self.args = ArgsView(config)
         self.hooks: dict[str, BoundHook] = bind_hooks(config.hooks, self.args)
         self.plan: Plan = plan(config.runtime, config.model, has_cuda=torch.cuda.is_available())
+        self.models = Models(config, self.plan)
         self.compute = compute_thread(self.plan.num_threads)
         seed_all(config.model.seed)
         template = config.debug.load_debug_rollout_data
@@ -123,9 +120,9 @@ class Parts:
         if self.samples:
             self.check_lengths()
             _ = self.eval_sets, self.scorer
-        _ = self.model
+        _ = self.models.model
         if not self.config.debug.debug_rollout_only:
-            _ = self.reference
+            _ = self.models.reference
         if self.samples:
             _ = self.engine
 
@@ -138,10 +135,10 @@ class Parts:
         asked = [("rollout_max_response_len", self.config.rollout.rollout_max_response_len)]
         asked += [("eval_max_response_len", one.max_response_len) for one in eval_sets(self.config)]
         for leaf, response in asked:
-            if response >= self.context_len:
+            if response >= self.models.context_len:
                 raise ConfigError(
                     f"{leaf} {response} leaves no room for a prompt in the context of "
-                    f"{self.context_len} tokens of {self.config.model.hf_checkpoint}; lower "
+                    f"{self.models.context_len} tokens of {self.config.model.hf_checkpoint}; lower "
                     f"{cure(leaf)}"
                 )
 
@@ -152,32 +149,10 @@ class Parts:
             return False
         return not self.config.is_sft or bool(eval_sets(self.config))
 
-    @cached_property
-    def tokenizer(self) -> Any:
-        """Of the policy."""
-        settings = self.config.model
-        return hf.load_tokenizer(str(settings.hf_checkpoint), settings.trust_remote_code)
-
-    @cached_property
-    def model(self) -> Any:
-        """The policy."""
-        model = self._load_model(self.config.model.hf_checkpoint)
-        if self.config.model.gradient_checkpointing:
-            model.activation_checkpointing_enable()
-        return model
-
-    @cached_property
-    def context_len(self) -> int:
-        """Most tokens of prompt plus response."""
-        settings = self.config.model
-        own = hf.context_len(str(settings.hf_checkpoint), settings.trust_remote_code)
-        limits = (own, self.config.rollout.rollout_max_context_len)
-        return min((limit for limit in limits if limit), default=_UNLIMITED)
-
     @property
     def max_prompt_len(self) -> int:
         """Longest prompt that leaves room for a token; under SFT prompt and response together."""
-        return self.context_len - (not self.config.is_sft)
+        return self.models.context_len - (not self.config.is_sft)
 
     @cached_property
     def source(self) -> PromptDataSource | None:
@@ -188,7 +163,7 @@ class Parts:
         return build_source(
             config.data,
             config.rollout.n_samples_per_prompt,
-            self.tokenizer,
+            self.models.tokenizer,
             self.max_prompt_len,
             buffer_filter=self.hooks.get("buffer_filter"),
             sft=config.is_sft,
@@ -205,20 +180,20 @@ class Parts:
         )
         max_running = settings.engine_max_running or min(num_wanted, _MAX_RUNNING)
         return getattr(importlib.import_module(module), name)(
-            self.model,
-            self.tokenizer,
+            self.models.model,
+            self.models.tokenizer,
             max_running=max_running,
             kv_tokens=settings.engine_kv_tokens or self._kv_tokens(max_running),
-            max_context_len=self.context_len,
+            max_context_len=self.models.context_len,
             fused=settings.engine_fused,
             cuda_graphs=settings.engine_cuda_graphs,
-            eos_token_ids=hf.eos_token_ids(self.model, self.tokenizer),
+            eos_token_ids=hf.eos_token_ids(self.models.model, self.models.tokenizer),
             worker=self.compute,
         )
 
     def _kv_tokens(self, max_running: int) -> int:
         """What the sequences of a step can need at once, within the memory allowed for it."""
-        per_sequence = self.context_len
+        per_sequence = self.models.context_len
         longest = self.source.longest_prompt if self.source is not None else None
         if longest is not None and "custom_generate_function" not in self.hooks:
             wanted = [longest + self.config.rollout.rollout_max_response_len]
@@ -226,9 +201,9 @@ class Parts:
                 max(len(sample.tokens) for sample in one.samples) + one.sampling.max_new_tokens
                 for one in self.eval_sets
             ]
-            per_sequence = min(self.context_len, max(wanted))
-        needed = max(self.context_len, max_running * per_sequence)
-        return min(needed, _tokens_within(self.config.engine.engine_memory_gb, self.model))
+            per_sequence = min(self.models.context_len, max(wanted))
+        needed = max(self.models.context_len, max_running * per_sequence)
+        return min(needed, self.models.tokens_within(self.config.engine.engine_memory_gb))
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -242,135 +217,9 @@ class Parts:
             seed=self.config.data.rollout_seed,
         )
 
-    def collect(self, reporter: Reporter) -> Collect:
-        """What gives the samples of a step."""
-        config = self.config
-        if self.replay is not None:
-            return self.replay
-        assert self.source is not None
-        if config.is_sft:
-            return SftRollout(self.source, config.rollout.rollout_batch_size)
-        default = Rollout(
-            self.engine,
-            self.tokenizer,
-            self.source,
-            self.scorer,
-            config.rollout,
-            seed=config.data.rollout_seed,
-            generate=self.hooks.get("custom_generate_function"),
-            group_filter=self.hooks.get("dynamic_sampling_filter"),
-            group_rm=config.reward.group_rm,
-            reward_key=config.reward.reward_key,
-            max_context_len=self.context_len,
-            on_progress=reporter.rollout_progress,
-        )
-        hook = self.hooks.get("rollout_function")
-        return default if hook is None else self._by_hook(hook, default)
-
-    def evaluator(self, reporter: Reporter) -> Evaluate | None:
-        """What evaluates; None without evaluation sets and without a function of the user's."""
-        hook = self.hooks.get("eval_function")
-        if not self.samples or (not self.eval_sets and hook is None):
-            return None
-        default = Evaluation(
-            self.engine,
-            self.tokenizer,
-            self.eval_sets,
-            self.scorer,
-            seed=self.config.data.rollout_seed,
-            generate=self.hooks.get("custom_generate_function"),
-            group_rm=self.config.reward.group_rm,
-            max_context_len=self.context_len,
-            log_passrate=self.config.observe.log_passrate,
-            on_progress=reporter.eval_progress,
-        )
-        return default if hook is None else self._by_hook(hook, default, evaluation=True)
-
-    def _by_hook(
-        self, hook: BoundHook, default: Callable[[int], Awaitable[Any]], evaluation: bool = False
-    ) -> Callable[[int], Awaitable[Any]]:
-        """A user's rollout or evaluation function, called with the parts that the default one
-        uses.
-        """
-
-        async def call(rollout_id: int) -> Any:
-            given = RolloutCall(
-                rollout_id,
-                evaluation=evaluation,
-                data_source=self.source,
-                engine=self.engine,
-                tokenizer=self.tokenizer,
-                scorer=self.scorer,
-                default=default,
-                weight_version=rollout_id,
-            )
-            return await hook(given)
-
-        return call
-
     @cached_property
     def eval_sets(self) -> list[EvalSet]:
         """The held-out sets, loaded."""
-        return load_eval_sets(self.config, self.tokenizer, max_prompt_len=self.context_len - 1)
-
-    def trainer(self, schedule: Schedule, reporter: Reporter) -> Trainer | None:
-        """What changes the policy; None under --debug-rollout-only."""
-        config = self.config
-        if config.debug.debug_rollout_only:
-            return None
-        return Trainer(
-            self.model,
-            self.reference,
-            config.algorithm,
-            config.batch,
-            config.optimizer,
-            temperature=1.0 if config.is_sft else config.rollout.rollout_temperature,
-            pad_token_id=self.tokenizer.pad_token_id or 0,
-            total_optimizer_steps=schedule.total_optimizer_steps,
-            samples_per_optimizer_step=config.samples_per_optimizer_step,
-            report=reporter.train_progress,
+        return load_eval_sets(
+            self.config, self.models.tokenizer, max_prompt_len=self.models.context_len - 1
         )
-
-    @cached_property
-    def reference(self) -> Any | None:
-        """The frozen policy that the KL is measured to; None where no KL is."""
-        settings, algorithm = self.config.model, self.config.algorithm
-        if self.config.is_sft or not (algorithm.use_kl_loss or algorithm.kl_coef):
-            return None
-        if settings.ref_load is None:
-            return self._load_model(settings.hf_checkpoint)
-        try:
-            reference = self._load_model(settings.ref_load)
-        except (ConfigError, CheckpointError) as error:
-            raise type(error)(f"the reference of {cure('ref_load')}: {error}") from error
-        own, its = (len(m.get_input_embeddings().weight) for m in (self.model, reference))
-        if its < own:
-            raise ConfigError(
-                f"the reference {settings.ref_load} knows {its} tokens, the policy {own}; use one "
-                f"with the policy's vocabulary: {cure('ref_load', 'DIR')}"
-            )
-        return reference
-
-    def _load_model(self, path: str | None) -> Any:
-        settings = self.config.model
-        return hf.load_model(
-            str(path), settings.dtype, self.plan.device, settings.trust_remote_code
-        )
-
-    def to_rows(self) -> Callable[..., list[Any]]:
-        """From samples to rows of the training batch."""
-        return functools.partial(
-            rows_from_samples,
-            reward_key=self.config.reward.reward_key,
-            needs_reward=not self.config.is_sft,
-            post_process=self.hooks.get("custom_reward_post_process"),
-        )
-
-
-def _tokens_within(memory_gb: float, model: Any) -> int:
-    """Tokens whose keys and values fit into `memory_gb` GB."""
-    config = model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_token = 2 * config.num_hidden_layers * heads * head_dim * model.dtype.itemsize
-    return max(1, int(memory_gb * 1e9 / per_token))

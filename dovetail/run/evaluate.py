@@ -13,6 +13,7 @@ from dovetail.observe.tracker import check_trackers
 from dovetail.run.build import Parts
 from dovetail.run.interrupt import Interrupt, Interrupted
 from dovetail.run.report import Reporter, RunReport, Timer, tracker_names
+from dovetail.run.rollouts import make_evaluator
 from dovetail.run.validate import validate_names
 from dovetail.trainers.torch.restore import restore_weights
 from dovetail.types import EvalOutput
@@ -30,17 +31,17 @@ def run_eval(resolved: Resolved) -> RunReport:
     with open_log(None):
         parts = Parts(config)
         parts.check_lengths()
-        _ = parts.eval_sets, parts.scorer, parts.model
+        _ = parts.eval_sets, parts.scorer, parts.models.model
     check_trackers(tracker_names(config.observe))
     step = 0
     if config.checkpoint.load is not None:
         checkpoint = load_checkpoint(config.checkpoint.load)
-        restore_weights(parts.model, checkpoint.part("policy")[0])
+        restore_weights(parts.models.model, checkpoint.part("policy")[0])
         step = checkpoint.step
     run_dir = RunDir.create(f"{config.observe.run_name}-eval", config.observe.run_dir)
     reporter = Reporter(resolved, run_dir, num_steps=None)
     reporter.start(None)
-    evaluator, timer = parts.evaluator(reporter), Timer()
+    evaluator, timer = make_evaluator(parts, reporter), Timer()
     assert evaluator is not None
     with asyncio.Runner() as runner, Interrupt() as interrupt:
 

@@ -1,0 +1,79 @@
+"""The policy, its reference, its tokenizer, and what they can hold."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from dovetail.checkpoint import hf
+from dovetail.config.leaves import cure
+from dovetail.config.run import RunConfig
+from dovetail.runtime.plan import Plan
+from dovetail.types import CheckpointError, ConfigError
+
+_UNLIMITED = 1 << 20
+"""Context of a model that names no limit."""
+
+
+class Models:
+    """Loads each when it is first asked for."""
+
+    def __init__(self, config: RunConfig, plan: Plan) -> None:
+        self.config, self.plan = config, plan
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """Of the policy."""
+        settings = self.config.model
+        return hf.load_tokenizer(str(settings.hf_checkpoint), settings.trust_remote_code)
+
+    @cached_property
+    def model(self) -> Any:
+        """The policy."""
+        model = self._load_model(self.config.model.hf_checkpoint)
+        if self.config.model.gradient_checkpointing:
+            model.activation_checkpointing_enable()
+        return model
+
+    @cached_property
+    def context_len(self) -> int:
+        """Most tokens of prompt plus response."""
+        settings = self.config.model
+        own = hf.context_len(str(settings.hf_checkpoint), settings.trust_remote_code)
+        limits = (own, self.config.rollout.rollout_max_context_len)
+        return min((limit for limit in limits if limit), default=_UNLIMITED)
+
+    @cached_property
+    def reference(self) -> Any | None:
+        """The frozen policy that the KL is measured to; None where no KL is."""
+        settings, algorithm = self.config.model, self.config.algorithm
+        if self.config.is_sft or not (algorithm.use_kl_loss or algorithm.kl_coef):
+            return None
+        if settings.ref_load is None:
+            return self._load_model(settings.hf_checkpoint)
+        try:
+            reference = self._load_model(settings.ref_load)
+        except (ConfigError, CheckpointError) as error:
+            raise type(error)(f"the reference of {cure('ref_load')}: {error}") from error
+        own, its = (len(m.get_input_embeddings().weight) for m in (self.model, reference))
+        if its < own:
+            raise ConfigError(
+                f"the reference {settings.ref_load} knows {its} tokens, the policy {own}; use one "
+                f"with the policy's vocabulary: {cure('ref_load', 'DIR')}"
+            )
+        return reference
+
+    def _load_model(self, path: str | None) -> Any:
+        settings = self.config.model
+        return hf.load_model(
+            str(path), settings.dtype, self.plan.device, settings.trust_remote_code
+        )
+
+    def tokens_within(self, memory_gb: float) -> int:
+        """Tokens whose keys and values fit into `memory_gb` GB."""
+        config = self.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        own = getattr(config, "head_dim", None)
+        head_dim = own or config.hidden_size // config.num_attention_heads
+        per_token = 2 * config.num_hidden_layers * heads * head_dim * self.model.dtype.itemsize
+        return max(1, int(memory_gb * 1e9 / per_token))
