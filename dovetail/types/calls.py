@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from dovetail.types.sample import Group, Sample
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dovetail.types.ports import DataSource, Engine, Scorer, Tokenizer
 
 
@@ -194,3 +196,84 @@ class DynamicFilterOutput:
     """Named in the metric `rollout/dynamic_filter/drop_{reason}` when the group is dropped."""
     keep_when_insufficient: bool = False
     """Keep it after all if dropping it would force another round of sampling (slime)."""
+
+
+@dataclass(frozen=True)
+class DataSourceCall:
+    """What a factory of data sources gets, once, before the first step.
+
+    Example:
+        >>> def source(call):
+        ...     inner = call.default()
+        ...     return Sorted(inner)
+    """
+
+    args: Any = None
+    """Flat view over the configuration."""
+    default: Callable[[], DataSource] | None = None
+    """Makes the built-in source over `prompt_data`."""
+    tokenizer: Tokenizer | None = None
+    config: Any = None
+    """The configuration's data section."""
+
+
+@dataclass(frozen=True)
+class LossCall:
+    """What a loss function gets: one micro-batch. Lists have one entry per sample.
+
+    Logprob-like entries, advantages and masks are [response_length] tensors.
+    """
+
+    logprobs: list[Tensor]
+    """Of the policy as it is now, with gradient."""
+    old_logprobs: list[Tensor]
+    advantages: list[Tensor]
+    loss_masks: list[Tensor]
+    entropy: list[Tensor] | None = None
+    ref_logprobs: list[Tensor] | None = None
+    rollout_logprobs: list[Tensor] | None = None
+    rewards: list[float] = field(default_factory=list)
+    metadata: list[dict[str, Any]] = field(default_factory=list)
+    """`Sample.metadata`."""
+    train_metadata: list[dict[str, Any] | None] = field(default_factory=list)
+    """`Sample.train_metadata`."""
+    data: dict[str, list[Any]] = field(default_factory=dict)
+    """Every key of the training data, also those that only a custom conversion made."""
+    args: Any = None
+    """Flat view over the configuration."""
+    reduce: Callable[..., Tensor] | None = None
+    """Per-token values (a list as above, or one flat tensor) to a scalar: the sum over rollouts of
+    their token means."""
+
+
+@dataclass(frozen=True)
+class CorrectionCall:
+    """What a correction of off-policy samples gets: one micro-batch. Lists have one entry per
+    sample.
+    """
+
+    pg_loss: Tensor
+    """Policy loss per response token, samples one after the other."""
+    train_log_probs: list[Tensor]
+    """The trainer's, before this step's updates."""
+    rollout_log_probs: list[Tensor]
+    """The engine's, when the tokens were sampled."""
+    loss_masks: list[Tensor]
+    total_lengths: list[int]
+    response_lengths: list[int]
+    args: Any = None
+    """Flat view over the configuration."""
+    parallel_state: Any = None
+    max_seq_lens: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class ReducerCall:
+    """What a factory of reducers for the policy loss gets: one micro-batch."""
+
+    total_lengths: list[int]
+    response_lengths: list[int]
+    loss_masks: list[Tensor]
+    """As a correction left them."""
+    per_token: bool
+    """calculate_per_token_loss: a mean over tokens instead of rollouts."""
