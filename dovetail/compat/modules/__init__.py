@@ -1,0 +1,1 @@
+"""Modules that are foreign ones: names of ours under the addresses that plugins import."""

@@ -1,0 +1,1 @@
+"""A directory for the end of `sys.path`: see `dovetail.compat.finder`."""

@@ -1,0 +1,7 @@
+"""Agents, masks, processing, losses, rewards, evaluation, traces."""
+
+from __future__ import annotations
+
+from dovetail.compat.row import Alias
+
+ALIASES: tuple[Alias, ...] = ()
