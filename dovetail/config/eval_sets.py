@@ -29,6 +29,7 @@ class EvalSetConfig(Section):
     reward_key: str | None = None
     rm_type: str | None = None
     custom_rm_path: str | None = None
+    custom_generate_function_path: str | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)
     """Laid over each sample's metadata."""
 

@@ -74,15 +74,17 @@ def eval_output(spec: HookSpec, got: Any) -> EvalOutput:
         raise wrong(spec, got)
     metrics = dict(getattr(got, "metrics", None) or {})
     by_set: dict[str, list[Sample]] = {}
+    shown: dict[str, dict[str, list[Any]]] = {}
     for name, found in data.items():
         columns = found if isinstance(found, Mapping) else {"samples": found}
+        shown[str(name)] = {key: values for key, values in columns.items() if values is not None}
         by_set[str(name)] = list(columns.get("samples") or [])
         for column, metric in (("rewards", "reward"), ("truncated", "truncated")):
             values = columns.get(column)
             if values:
                 mean = sum(map(float, values)) / len(values)
                 metrics.setdefault(f"eval/{name}/{metric}", mean)
-    return EvalOutput(by_set, metrics)
+    return EvalOutput(by_set, metrics, shown)
 
 
 def filter_output(spec: HookSpec, got: Any) -> DynamicFilterOutput:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dovetail.rollout.group import GenerateHook, GroupRunner
-from dovetail.rollout.measure import mean, reward_value, shape_metrics
+from dovetail.rollout.group import GenerateHook, GroupRunner, SampleHook
+from dovetail.rollout.measure import columns, mean, reward_value, shape_metrics
 from dovetail.types import (
     DovetailError,
     EvalOutput,
@@ -40,6 +40,7 @@ class EvalSet:
     rm_type: str | None = None
     """Built-in reward of this set; None: the run's."""
     custom_rm_path: str | None = None
+    custom_generate_function_path: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """Laid over every sample's metadata."""
 
@@ -52,6 +53,8 @@ class Evaluation:
         seed: seeds come from it, the set's name and the position, so the same policy gives the same
             answers whenever it is evaluated.
         generate: the user's generate function, taking a `GenerateCall` with `evaluation` true.
+        resolve_generate: from a sample's or a set's own path to such a function.
+        sample_hook: gets each sample that was generated, before its reward.
         group_rm: score the samples of a prompt at once.
         max_context_len: most tokens of prompt plus response that the engine takes.
         log_passrate: report pass@k of sets with several samples per prompt.
@@ -67,6 +70,8 @@ class Evaluation:
         *,
         seed: int,
         generate: GenerateHook | None = None,
+        resolve_generate: Callable[[str], GenerateHook] | None = None,
+        sample_hook: SampleHook | None = None,
         group_rm: bool = False,
         max_context_len: int | None = None,
         log_passrate: bool = True,
@@ -74,11 +79,14 @@ class Evaluation:
     ) -> None:
         self.engine, self.sets, self.seed = engine, list(sets), seed
         self.log_passrate, self.on_progress = log_passrate, on_progress
-        self._make_runner = lambda: GroupRunner(
+        self._make_runner = lambda rollout_id: GroupRunner(
             engine,
             tokenizer,
             scorer,
             generate,
+            resolve_generate,
+            sample_hook,
+            rollout_id,
             group_rm=group_rm,
             evaluation=True,
             max_context_len=max_context_len,
@@ -95,7 +103,7 @@ class Evaluation:
             RolloutError: every sample of a set failed, or a reward is missing.
             EngineError: the engine failed.
         """
-        runner = self._make_runner()
+        runner = self._make_runner(rollout_id)
         asked = [(one, group) for one in self.sets for group in prompts_of(one)]
         progress = _Progress(len(asked), self.on_progress)
 
@@ -121,7 +129,8 @@ class Evaluation:
         for one in self.sets:
             metrics |= _set_metrics(one, by_set[one.name], self.log_passrate)
         data = {name: [s for group in groups for s in group] for name, groups in by_set.items()}
-        return EvalOutput(data, metrics)
+        shown = {one.name: columns(data[one.name], one.reward_key) for one in self.sets}
+        return EvalOutput(data, metrics, shown)
 
 
 @dataclass
@@ -173,6 +182,8 @@ def _copy(one: EvalSet, position: int, n: int) -> Sample:
         sample.metadata["rm_type"] = one.rm_type
     if one.custom_rm_path is not None:
         sample.custom_rm_path = one.custom_rm_path
+    if sample.generate_function_path is None:
+        sample.generate_function_path = one.custom_generate_function_path
     return sample
 
 

@@ -14,17 +14,27 @@ from dovetail.types import DovetailError, GenerateCall, Group, HookRunError, Sam
 from dovetail.types.ports import Engine, Scorer, Tokenizer
 
 GenerateHook = Callable[[GenerateCall], Awaitable[Sample | list[Sample]]]
+SampleHook = Callable[[Sample, int, bool], Awaitable[Sample | None]]
+"""`(sample, rollout_id, evaluation)`; None keeps the sample, another one takes its place."""
 
 
 @dataclass
 class GroupRunner:
-    """Makes and scores the responses of one group after another; groups run concurrently."""
+    """Makes and scores the responses of one group after another; groups run concurrently.
+
+    generate (the sample's own function, else the run's, else the built-in one)
+        -> sample hook on each sample that came back -> reward
+    """
 
     engine: Engine
     tokenizer: Tokenizer
     scorer: Scorer
     generate: GenerateHook | None = None
     """The user's generate function; None: the built-in one."""
+    resolve_generate: Callable[[str], GenerateHook] | None = None
+    """From a sample's `generate_function_path` to a function of the same kind."""
+    sample_hook: SampleHook | None = None
+    rollout_id: int = 0
     group_rm: bool = False
     evaluation: bool = False
     max_context_len: int | None = None
@@ -66,19 +76,35 @@ class GroupRunner:
         if self.mask_offpolicy and sample.response_length and not is_done(sample):
             sample.loss_mask = [0] * sample.response_length
         seed = mix_seed(*seed_parts, sample.index if sample.index is not None else -1)
-        try:
-            made = await self._generate(sample, dataclasses.replace(sampling, seed=seed))
-        except asyncio.CancelledError:
-            # Its function may have been cut off between two writes.
-            sample.reset_for_retry()
-            raise
+        made = await self._generated(sample, dataclasses.replace(sampling, seed=seed))
         for one in made:
             if not self.group_rm and is_finished(one) and one.reward is None:
                 await self.scorer.score(one)
         return made
 
+    async def _generated(self, sample: Sample, sampling: SamplingParams) -> list[Sample]:
+        """What became of a sample, after the sample hook. A user's function may clear the ids that
+        it lies under, or make samples without any: they are put back."""
+        ids, was_done = (sample.group_index, sample.index), is_done(sample)
+        try:
+            made = await self._generate(sample, sampling)
+        except asyncio.CancelledError:
+            # Its function may have been cut off between two writes.
+            sample.reset_for_retry()
+            raise
+        finally:
+            sample.group_index, sample.index = ids
+        made = _placed(made, *ids)
+        if self.sample_hook is None or was_done:
+            return made
+        hooked = [
+            (await self.sample_hook(one, self.rollout_id, self.evaluation)) or one for one in made
+        ]
+        return _placed(hooked, *ids)
+
     async def _generate(self, sample: Sample, sampling: SamplingParams) -> list[Sample]:
-        if self.generate is None or is_done(sample):
+        generate_function = self._function_of(sample)
+        if generate_function is None or is_done(sample):
             return [await self._default(sample, sampling)]
         call = GenerateCall(
             sample=sample,
@@ -89,7 +115,13 @@ class GroupRunner:
             evaluation=self.evaluation,
             is_aborted=lambda: self.aborted,
         )
-        return _checked(await self.generate(call), sample)
+        return _checked(await generate_function(call), sample)
+
+    def _function_of(self, sample: Sample) -> GenerateHook | None:
+        path = sample.generate_function_path
+        if path is None or self.resolve_generate is None:
+            return self.generate
+        return self.resolve_generate(path)
 
     async def _default(self, sample: Sample, sampling: SamplingParams) -> Sample:
         return await generate(
@@ -108,7 +140,7 @@ def is_finished(sample: Sample) -> bool:
 
 
 def _checked(made: Any, sample: Sample) -> list[Sample]:
-    """What a generate function gave back, as a list whose samples know where they belong."""
+    """What a generate function gave back, as a list."""
     samples = list(made) if isinstance(made, list | tuple) else [made]
     if not samples or not all(isinstance(one, Sample) for one in samples):
         got = "an empty list" if made == [] else f"{type(made).__name__} ({str(made)[:80]!r})"
@@ -117,11 +149,16 @@ def _checked(made: Any, sample: Sample) -> list[Sample]:
             "or a list of Samples (--custom-generate-function-path, TOML "
             "hooks.custom_generate_function_path)"
         )
+    return samples
+
+
+def _placed(samples: list[Sample], group_index: int | None, index: int | None) -> list[Sample]:
+    """The samples, knowing where they belong: to the group of the sample that was answered."""
     for one in samples:
-        one.group_index = sample.group_index if one.group_index is None else one.group_index
-        one.index = sample.index if one.index is None else one.index
+        one.group_index = one.group_index if group_index is None else group_index
+        one.index = index if one.index is None else one.index
         if len(samples) > 1 and one.rollout_id is None:
-            one.rollout_id = sample.index
+            one.rollout_id = index
         if status_of(one) is Sample.Status.PENDING:
             one.status = Sample.Status.COMPLETED
     return samples

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from dovetail.rollout.admit import Admission
 from dovetail.rollout.generate import status_of
@@ -41,6 +42,17 @@ def shape_metrics(samples: Sequence[Sample]) -> dict[str, float]:
         "response_length_max": float(max(lengths, default=0)),
         "truncated": mean(status_of(s) is Sample.Status.TRUNCATED for s in samples),
     }
+
+
+def columns(samples: Sequence[Sample], reward_key: str | None) -> dict[str, list[Any]]:
+    """`rewards`, `truncated` and `samples` of an evaluation set, as log functions of the slime
+    family read them. Rewards are left out where a sample has none."""
+    shown: dict[str, list[Any]] = {}
+    if all(sample.reward is not None for sample in samples):
+        shown["rewards"] = [reward_value(sample, reward_key) for sample in samples]
+    shown["truncated"] = [status_of(s) is Sample.Status.TRUNCATED for s in samples]
+    shown["samples"] = list(samples)
+    return shown
 
 
 def rollout_metrics(

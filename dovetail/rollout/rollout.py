@@ -4,6 +4,9 @@ source.get_samples --> Flight: groups run concurrently --next finished--> filter
       ^                                                                                 |
       | partial rollout: unfinished and surplus groups                                  | enough
       +------------------------------ land <------------ engine.abort <-----------------+
+                                        |
+                                        +--> sample filter (kept groups)
+                                        +--> all-samples process (every group that finished)
 """
 
 from __future__ import annotations
@@ -11,13 +14,19 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from dovetail.config.sections import RolloutConfig
 from dovetail.rollout.admit import Admission
 from dovetail.rollout.flight import Flight, Landed
-from dovetail.rollout.group import GenerateHook, GroupRunner, is_done, is_finished
+from dovetail.rollout.group import (
+    GenerateHook,
+    GroupRunner,
+    SampleHook,
+    is_done,
+    is_finished,
+)
 from dovetail.rollout.measure import rollout_metrics
 from dovetail.rollout.sampling import rollout_sampling
 from dovetail.types import (
@@ -33,6 +42,9 @@ log = logging.getLogger(__name__)
 
 GroupFilter = Callable[[Group], Any]
 """Group -> DynamicFilterOutput, or an awaitable of one."""
+SampleFilter = Callable[[list[Group]], Awaitable[None]]
+"""Takes samples out of the loss, by setting `remove_sample`."""
+AllSamples = Callable[[list[Group], DataSource], Awaitable[None]]
 OnProgress = Callable[[int, int, int], None]
 """(groups kept, groups wanted, response tokens so far) after every finished group."""
 
@@ -46,7 +58,11 @@ class Rollout:
         scorer: sets rewards; its errors end the run.
         seed: a sample's sampling seed comes from it and the sample's index.
         generate: the user's generate function, taking a `GenerateCall`.
+        resolve_generate: from a sample's `generate_function_path` to such a function.
+        sample_hook: gets each sample that was generated, before its reward.
         group_filter: says of each finished group whether the step takes it.
+        sample_filter: gets the groups of the step, once there are enough.
+        all_samples: gets every group that finished until then, those that the filter refused too.
         group_rm: score whole groups instead of samples.
         reward_key: entry of dict rewards that the metrics show.
         max_context_len: most tokens of prompt plus response that the engine takes.
@@ -62,7 +78,11 @@ class Rollout:
         *,
         seed: int,
         generate: GenerateHook | None = None,
+        resolve_generate: Callable[[str], GenerateHook] | None = None,
+        sample_hook: SampleHook | None = None,
         group_filter: GroupFilter | None = None,
+        sample_filter: SampleFilter | None = None,
+        all_samples: AllSamples | None = None,
         group_rm: bool = False,
         reward_key: str | None = None,
         max_context_len: int | None = None,
@@ -70,12 +90,16 @@ class Rollout:
     ) -> None:
         self.engine, self.source, self.config, self.seed = engine, source, rollout, seed
         self.group_filter, self.reward_key = group_filter, reward_key
+        self.sample_filter, self.all_samples = sample_filter, all_samples
         self.on_progress = on_progress
-        self._make_runner = lambda: GroupRunner(
+        self._make_runner = lambda rollout_id: GroupRunner(
             engine,
             tokenizer,
             scorer,
             generate,
+            resolve_generate,
+            sample_hook,
+            rollout_id,
             group_rm=group_rm,
             max_context_len=rollout.rollout_max_context_len or max_context_len,
             mask_offpolicy=rollout.mask_offpolicy_in_partial_rollout,
@@ -91,10 +115,11 @@ class Rollout:
             RolloutError: too many groups in a row were dropped or failed, or the source gave none.
             EngineError: the engine failed.
         """
-        runner, admission = self._make_runner(), self._admission()
+        runner, admission = self._make_runner(rollout_id), self._admission()
         sampling = rollout_sampling(self.config)
         flight = Flight(lambda group: runner.run(group, sampling, self.seed))
         kept: list[Group] = []
+        finished: list[Group] = []
         tokens = 0
         try:
             while not admission.enough:
@@ -103,6 +128,8 @@ class Rollout:
                 tokens += landed.new_tokens
                 if await self._admit(landed, admission):
                     kept.append(landed.made or [])
+                if self.all_samples is not None and _all_finished(landed):
+                    finished.append(landed.made or [])
                 self._report(admission, tokens)
             if flight.in_air:
                 runner.aborted = True
@@ -112,12 +139,12 @@ class Rollout:
                 surplus = await flight.land(grace_s)
                 tokens += sum(landed.new_tokens for landed in surplus)
                 self._settle(surplus, admission, rollout_id)
+            await self._show(kept, finished)
         except BaseException:
             runner.aborted = True
             await self.engine.abort()
             await flight.cancel()
             raise
-        kept.sort(key=_group_index)
         return RolloutOutput(kept, rollout_metrics(kept, admission, tokens, self.reward_key))
 
     def _admission(self) -> Admission:
@@ -145,7 +172,7 @@ class Rollout:
         if landed.made is None:
             self._fail(landed, admission)
             return False
-        if not all(is_finished(sample) for sample in landed.made):
+        if not _all_finished(landed):
             # Nobody asked for the abort: the user's generate function gave up on a sample.
             admission.drop("aborted")
             return False
@@ -181,6 +208,15 @@ class Rollout:
         if self.config.partial_rollout:
             self.source.add_samples([resumable(landed, rollout_id) for landed in surplus])
 
+    async def _show(self, kept: list[Group], finished: list[Group]) -> None:
+        """What the step has and what it saw, in order, to the functions that ask for it."""
+        kept.sort(key=_group_index)
+        if self.sample_filter is not None:
+            await self.sample_filter(kept)
+        if self.all_samples is not None:
+            finished.sort(key=_group_index)
+            await self.all_samples(finished, self.source)
+
     def _report(self, admission: Admission, tokens: int) -> None:
         if self.on_progress is not None:
             self.on_progress(admission.kept, admission.target, tokens)
@@ -206,6 +242,10 @@ def resumable(landed: Landed, rollout_id: int) -> Group:
         if sample.response_length:
             sample.metadata.setdefault("start_rollout_id", rollout_id)
     return group
+
+
+def _all_finished(landed: Landed) -> bool:
+    return landed.made is not None and all(is_finished(sample) for sample in landed.made)
 
 
 def _group_index(group: Group) -> int:

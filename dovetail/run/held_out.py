@@ -45,5 +45,6 @@ def _load(one: EvalSetConfig, config: RunConfig, tokenizer: Any, limit: int) -> 
         reward_key=one.reward_key,
         rm_type=one.rm_type,
         custom_rm_path=one.custom_rm_path,
+        custom_generate_function_path=one.custom_generate_function_path,
         metadata=one.metadata,
     )

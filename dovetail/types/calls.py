@@ -185,6 +185,8 @@ class EvalOutput:
 
     data: dict[str, list[Sample]]
     metrics: dict[str, float] = field(default_factory=dict)
+    columns: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    """Of each set `rewards`, `truncated` and `samples`, as far as they are known."""
 
 
 @dataclass(slots=True)
