@@ -6,12 +6,14 @@
 
 A failed reward never hangs and never ends the run by itself: the sample is taken out of training
 and out of its group's baseline, and counted under the fault's name. Too many in a row mean that the
-function is broken, and stop the run.
+function is broken, and stop the run. A group function whose list has another length than the group
+stops it at once: there is no telling which reward is whose.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
 from collections import Counter
@@ -21,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from dovetail.rewards.answer import last_boxed
 from dovetail.rewards.table import BOXED_PREFIX, BuiltInReward, build_reward, find_row
 from dovetail.rewards.value import RewardFault, as_reward, as_rewards
-from dovetail.types.errors import ConfigError, RewardError, UsageError
+from dovetail.types.errors import ConfigError, HookRunError, RewardError, UsageError
 from dovetail.types.sample import Sample
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ _log = logging.getLogger("dovetail.rewards")
 
 CustomReward = Callable[[Any], Any]
 """`(sample) -> number or object`, or with group_rm `(samples) -> list of them`; plain or async."""
+_ENDS_THE_RUN = (UsageError, HookRunError)
 
 
 class Scorer:
@@ -86,6 +89,7 @@ class Scorer:
 
         Raises:
             RewardError: `max_reward_failures` rewards in a row failed.
+            HookRunError: the run's function broke the contract of its hook.
             UsageError: no such reward, or one of its settings is missing.
         """
         if sample.reward is not None:
@@ -93,7 +97,7 @@ class Scorer:
         name, judge = self._judge_of(sample)
         try:
             reward = as_reward(await judge(sample), self._keys)
-        except UsageError:
+        except _ENDS_THE_RUN:
             raise
         # User code and judges' answers: whatever they raise costs this sample, and is counted.
         except Exception as error:
@@ -102,28 +106,47 @@ class Scorer:
             self._succeed(sample, reward)
 
     async def score_group(self, samples: list[Sample]) -> None:
-        """Set the rewards of a finished group: with group_rm by one call of the run's function.
+        """Set the rewards of a finished group: with group_rm by one call of the function that takes
+        groups, the samples' own or the run's.
 
         Raises:
             RewardError: `max_reward_failures` rewards in a row failed.
+            HookRunError: a list of rewards has another length than the group.
             UsageError: no such reward, or one of its settings is missing.
         """
-        if self._custom is None or not self._reward.group_rm:
-            await asyncio.gather(*(self.score(sample) for sample in samples))
-            return
+        by_path: dict[str | None, list[Sample]] = {}
+        for sample in samples:
+            by_path.setdefault(sample.custom_rm_path, []).append(sample)
+        for path, part in by_path.items():
+            custom = self._custom_of(path)
+            if custom is None or not self._takes_groups(custom):
+                await asyncio.gather(*(self.score(sample) for sample in part))
+            else:
+                await self._score_together(part, custom, path or self._name)
+
+    async def _score_together(self, samples: list[Sample], custom: CustomReward, name: str) -> None:
         try:
-            values = as_rewards(await self._call(self._custom, samples), len(samples))
-        except UsageError:
+            values = as_rewards(await self._call(custom, samples), len(samples))
+        except _ENDS_THE_RUN:
             raise
+        except RewardFault as fault:
+            if fault.kind == "wrong_length":
+                raise HookRunError(
+                    f"the reward {name} (--custom-rm-path, TOML: hooks.custom_rm_path) gave "
+                    f"{fault}, the first of them sample {samples[0].index}; with --group-rm it "
+                    "gives a list of one reward per sample, in their order"
+                ) from fault
+            self._fail(samples, name, fault)
+            return
         # As in `score`: one fault costs the whole group.
         except Exception as error:
-            self._fail(samples, self._name, error)
+            self._fail(samples, name, error)
             return
         for sample, value in zip(samples, values, strict=True):
             try:
                 self._succeed(sample, as_reward(value, self._keys))
             except RewardFault as fault:
-                self._fail([sample], self._name, fault)
+                self._fail([sample], name, fault)
 
     def metrics(self) -> dict[str, float]:
         """Counts since the last call: `reward/scored`, `reward/failed`, `reward/failures/<kind>`,
@@ -141,16 +164,24 @@ class Scorer:
             rule.close()
         self._rules.clear()
 
+    def _custom_of(self, path: str | None) -> CustomReward | None:
+        """The function behind a sample's own path, else the run's."""
+        if path is None or self._resolve is None:
+            return self._custom
+        if path not in self._resolved:
+            self._resolved[path] = self._resolve(path)
+        return self._resolved[path]
+
+    def _takes_groups(self, custom: CustomReward) -> bool:
+        """Whether one call of it judges a whole group: by its form, where that is known."""
+        form = getattr(custom, "form", None)
+        return self._reward.group_rm and getattr(form, "batched", True)
+
     def _judge_of(self, sample: Sample) -> tuple[str, Callable[[Sample], Awaitable[Any]]]:
-        path = sample.custom_rm_path
-        if path is not None and self._resolve is not None:
-            if path not in self._resolved:
-                self._resolved[path] = self._resolve(path)
-            custom = self._resolved[path]
-            return path, lambda one: self._call(custom, one)
-        if self._custom is not None:
-            run_custom = self._custom
-            return self._name, lambda one: self._call(run_custom, one)
+        custom = self._custom_of(sample.custom_rm_path)
+        if custom is not None:
+            judge = self._first_of_one if self._reward.group_rm else self._call
+            return sample.custom_rm_path or self._name, functools.partial(judge, custom)
         rm_type = sample.metadata.get("rm_type") or self._reward.rm_type
         if not rm_type:
             raise ConfigError(
@@ -166,6 +197,10 @@ class Scorer:
         if row.name not in self._rules:
             self._rules[row.name] = build_reward(row, self._reward, self._seed)
         return self._rules[row.name]
+
+    async def _first_of_one(self, custom: CustomReward, sample: Sample) -> Any:
+        """Under group_rm every function takes a list."""
+        return as_rewards(await self._call(custom, [sample]), 1)[0]
 
     async def _call(self, custom: CustomReward, given: Sample | Sequence[Sample]) -> Any:
         try:

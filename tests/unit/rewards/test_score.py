@@ -1,10 +1,12 @@
+import argparse
 import asyncio
 
 import pytest
 
 from dovetail.config.sections import RewardConfig
+from dovetail.hooks import bind
 from dovetail.rewards.score import Scorer
-from dovetail.types.errors import ConfigError, RewardError
+from dovetail.types.errors import ConfigError, HookRunError, RewardError
 from dovetail.types.ports import Scorer as ScorerPort
 from dovetail.types.sample import Sample
 
@@ -159,7 +161,6 @@ def test_a_group_reward_sees_the_whole_group_once():
 @pytest.mark.parametrize(
     ("custom", "kind"),
     [
-        (lambda s: [1.0], "wrong_length"),
         (lambda s: 1.0, "wrong_type"),
         (lambda s: None, "none"),
         (divide, "ZeroDivisionError"),
@@ -170,6 +171,60 @@ def test_a_failed_group_reward_excludes_the_whole_group(custom, kind):
     samples, metrics = group(custom=custom, reward_timeout_s=0.05)
     assert all(one.remove_sample and one.reward == 0.0 for one in samples)
     assert metrics == {"reward/failed": 3.0, f"reward/failures/{kind}": 3.0}
+
+
+def test_a_list_of_another_length_than_the_group_ends_the_run():
+    with pytest.raises(HookRunError, match=r"1 rewards for a group of 3 .* sample 0.*--group-rm"):
+        group(custom=lambda samples: [1.0])
+
+
+def test_what_breaks_the_contract_of_a_hook_ends_the_run():
+    def broken(_):
+        raise HookRunError("two rewards for three")
+
+    for settings in ({}, {"group_rm": True}):
+        scorer = Scorer(RewardConfig(**settings), broken)
+        with pytest.raises(HookRunError, match="two rewards"):
+            asyncio.run(scorer.score_group([sample(0), sample(1)]))
+
+
+def test_a_group_function_may_set_rewards_itself_too():
+    async def both(samples):
+        for one in samples:
+            one.reward = 9.0
+        return [1.0 for _ in samples]
+
+    samples, _ = group(custom=both)
+    assert [one.reward for one in samples] == [1.0, 1.0, 1.0]
+
+
+def test_under_group_rm_a_function_for_one_sample_fails_one_sample(tmp_path):
+    file = tmp_path / "single.py"
+    file.write_text("async def judge(args, sample):\n    return 1 / sample.index\n")
+    custom = bind("custom_rm", f"{file}:judge", argparse.Namespace(group_rm=True))
+    samples, metrics = group(custom=custom)
+    assert [one.reward for one in samples] == [0.0, 1.0, 0.5]
+    assert [one.remove_sample for one in samples] == [True, False, False]
+    assert metrics["reward/failures/ZeroDivisionError"] == 1.0
+
+
+def test_under_group_rm_the_samples_own_function_judges_its_part_of_the_group():
+    calls = []
+
+    def judge(value):
+        def rewards(samples):
+            calls.append([one.index for one in samples])
+            return [value for _ in samples]
+
+        return rewards
+
+    scorer = Scorer(RewardConfig(group_rm=True), judge(1.0), resolve=lambda path: judge(2.0))
+    samples = [sample(0), sample(1, custom_rm_path="own"), sample(2, custom_rm_path="own")]
+    asyncio.run(scorer.score_group(samples))
+    assert [one.reward for one in samples] == [1.0, 2.0, 2.0] and calls == [[0], [1, 2]]
+    alone = sample(3, custom_rm_path="own")
+    asyncio.run(scorer.score(alone))
+    assert alone.reward == 2.0
 
 
 def test_one_bad_entry_of_a_group_excludes_one_sample():
