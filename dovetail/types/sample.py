@@ -63,6 +63,22 @@ class PrefixCacheInfo:
         self.total_prompt_tokens += meta_info.get("prompt_tokens", 0)
 
 
+@dataclass(frozen=True)
+class AdapterRef:
+    """The LoRA adapter that a sample is made with and trains (miles)."""
+
+    name: str
+    slot: int | None = None
+
+
+@dataclass(frozen=True)
+class RewardSpec:
+    """How one sample is scored, before the run's own reward (miles)."""
+
+    rm_type: str | None = None
+    custom_rm_path: str | None = None
+
+
 @dataclass
 class Sample:
     """One prompt with one response.
@@ -269,5 +285,11 @@ class Sample:
         self.status = self.Status.ABORTED
 
 
+# Plugins write `Sample.SpecInfo`; inside the class the name would hide the type of the field.
+Sample.SpecInfo = SpecInfo  # type: ignore[attr-defined]
+Sample.PrefixCacheInfo = PrefixCacheInfo  # type: ignore[attr-defined]
+
 Group = list[Sample]
 """Siblings: samples of one prompt. They share `group_index`."""
+RolloutBatch = dict[str, list[Any]]
+"""Training data by column; a row of every column belongs to one sample."""
