@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dovetail.observe.atomic import fsync_directory
 from dovetail.types.errors import CheckpointError
 
 HASH = "sha256"
@@ -74,6 +75,26 @@ def remove_tree(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
+def put_in_place(aside: Path, path: Path, replaced: Path) -> None:
+    """Rename `aside` to `path`. What is at `path` waits at `replaced` meanwhile, and comes back if
+    the renaming fails.
+
+    Raises:
+        OSError: renaming failed; `path` is what it was.
+    """
+    remove_tree(replaced)
+    if path.exists():
+        path.rename(replaced)
+    try:
+        aside.rename(path)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(path)
+        raise
+    fsync_directory(path.parent)
+    remove_tree(replaced)
+
+
 def readable_bytes(count: int) -> str:
     """`1536` as `1.5 KB`; powers of 1024."""
     value, units = float(count), ["B", "KB", "MB", "GB", "TB"]
@@ -91,7 +112,8 @@ def writing_failed(
     except OSError:
         room = f"it needs {readable_bytes(needed)}"
     if error.errno in _FULL:
-        reason = f"the disk is full ({error.strerror}): {room}"
+        full = "the disk is full" if error.errno == errno.ENOSPC else "a limit of space is reached"
+        reason = f"{full} ({error.strerror}): {room}"
     elif error.errno in _FORBIDDEN:
         reason = f"the directory can't be written ({error.strerror}): {room}"
     else:

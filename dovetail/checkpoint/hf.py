@@ -13,7 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from dovetail.checkpoint.files import free_bytes, readable_bytes, remove_tree, writing_failed
+from dovetail.checkpoint.files import (
+    free_bytes,
+    put_in_place,
+    readable_bytes,
+    remove_tree,
+    writing_failed,
+)
 from dovetail.observe.atomic import fsync_directory
 from dovetail.types.errors import CheckpointError, ConfigError
 
@@ -170,7 +176,7 @@ def save_hf(model: PreTrainedModel, tokenizer: Any, path: Path | str) -> Path:
         mark = {"format": "dovetail-export", "parameters": model.num_parameters()}
         (aside / EXPORT_MARK).write_text(json.dumps(mark) + "\n")
         _fsync_tree(aside)
-        _swap(aside, path)
+        put_in_place(aside, path, path.with_name(f"{_REPLACED}{path.name}"))
     except BaseException as error:
         remove_tree(aside)
         failure = _as_os_error(error, path, needed)
@@ -321,21 +327,6 @@ def _fsync_tree(directory: Path) -> None:
             finally:
                 os.close(handle)
     fsync_directory(directory)
-
-
-def _swap(aside: Path, path: Path) -> None:
-    replaced = path.with_name(f"{_REPLACED}{path.name}")
-    remove_tree(replaced)
-    if path.exists():
-        path.rename(replaced)
-    try:
-        aside.rename(path)
-    except OSError:
-        if replaced.exists():
-            replaced.rename(path)
-        raise
-    fsync_directory(path.parent)
-    remove_tree(replaced)
 
 
 def _as_os_error(error: BaseException, path: Path, needed: int) -> OSError | None:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from dovetail.checkpoint.files import (
     FileFacts,
     free_bytes,
+    put_in_place,
     remove_tree,
     write_file,
     writing_failed,
@@ -130,7 +131,7 @@ class CheckpointManager:
             if free_bytes(self.directory) < needed:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             manifest = _write_aside(aside, step, encoded)
-            self._publish(aside, final)
+            put_in_place(aside, final, final.with_name(f"{_REPLACED}{final.name}"))
         except OSError as error:
             remove_tree(aside)
             what = f"checkpoint of step {step}"
@@ -163,19 +164,6 @@ class CheckpointManager:
                     remove_tree(path)
                 else:
                     path.rename(final)
-
-    def _publish(self, aside: Path, final: Path) -> None:
-        replaced = self.directory / f"{_REPLACED}{final.name}"
-        if final.exists():
-            final.rename(replaced)
-        try:
-            aside.rename(final)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(final)
-            raise
-        fsync_directory(self.directory)
-        remove_tree(replaced)
 
     def _tidy(self, newest: int) -> None:
         try:
