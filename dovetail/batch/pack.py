@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dovetail.batch.plan import PlannedBatch, Tree, used_length
+from dovetail.batch.plan import PlannedBatch, Scope, Tree, used_length
 from dovetail.batch.rows import TrainRow
 
 
@@ -59,10 +59,17 @@ class MicroBatch:
 
 
 def pack(
-    rows: Sequence[TrainRow], planned: PlannedBatch, pad_token_id: int, every_token: bool = False
+    rows: Sequence[TrainRow],
+    planned: PlannedBatch,
+    pad_token_id: int,
+    scope: Scope = Scope.TRAINED,
 ) -> MicroBatch:
-    """Lay a planned micro-batch out. `every_token` scores masked response tokens as well."""
-    builder = _Builder(rows, every_token)
+    """Lay a planned micro-batch out; `scope` as it was planned.
+
+    Under `Scope.SEQUENCE` there is a hidden state (and a meaningless target after the last token)
+    for every position, row after row; `scored` still means response tokens.
+    """
+    builder = _Builder(rows, scope)
     if planned.packed:
         for tree in planned.trees:
             builder.add_tree(tree)
@@ -75,7 +82,7 @@ def pack(
         input_ids_BT=input_ids,
         position_ids_BT=positions,
         segments=tuple(builder.segments),
-        longest=max(used_length(rows[i], every_token) for i in planned.rows),
+        longest=max(used_length(rows[i], scope) for i in planned.rows),
         rows=planned.rows,
         scored=tuple(builder.scored),
         hidden_index_N=torch.cat(builder.hidden_index),
@@ -86,8 +93,8 @@ def pack(
 class _Builder:
     """Collects the tokens of one line and where each row's scored tokens are predicted."""
 
-    def __init__(self, rows: Sequence[TrainRow], every_token: bool):
-        self.rows, self.every_token = rows, every_token
+    def __init__(self, rows: Sequence[TrainRow], scope: Scope):
+        self.rows, self.scope = rows, scope
         self.tokens: list[int] = []
         self.positions: list[int] = []
         self.segments: list[Segment] = []
@@ -102,7 +109,7 @@ class _Builder:
             self.segments.append(Segment(prefix_start, tree.shared))
         for i in tree.rows:
             row, start = self.rows[i], len(self.tokens)
-            end = used_length(row, self.every_token)
+            end = used_length(row, self.scope)
             self._extend(row.tokens[tree.shared : end], tree.shared)
             if end > tree.shared:
                 prefix = (prefix_start, tree.shared) if tree.shared else (0, 0)
@@ -111,7 +118,7 @@ class _Builder:
             self._score(i, start - tree.shared, tree.shared, prefix_start)
 
     def add_padded(self, chosen: Sequence[int], pad_token_id: int) -> torch.Tensor:
-        lengths = [used_length(self.rows[i], self.every_token) for i in chosen]
+        lengths = [used_length(self.rows[i], self.scope) for i in chosen]
         width = max(lengths)
         lines = [
             self.rows[i].tokens[:n] + [pad_token_id] * (width - n)
@@ -127,12 +134,15 @@ class _Builder:
 
     def _score(self, i: int, own_base: int, shared: int, prefix_start: int) -> None:
         row = self.rows[i]
-        if self.every_token:
-            offsets = torch.arange(row.response_length)
-        else:
+        if self.scope is Scope.TRAINED:
             offsets = torch.tensor(row.loss_mask, dtype=torch.bool).nonzero().squeeze(1)
-        # The token at position p is predicted at p - 1.
-        at = offsets + (row.prompt_length - 1)
+        else:
+            offsets = torch.arange(row.response_length)
+        if self.scope is Scope.SEQUENCE:
+            at = torch.arange(len(row.tokens))
+        else:
+            # The token at position p is predicted at p - 1.
+            at = offsets + (row.prompt_length - 1)
         self.scored.append(offsets)
         self.hidden_index.append(torch.where(at < shared, at + prefix_start, at + own_base))
-        self.targets.append(torch.tensor(row.tokens)[at + 1])
+        self.targets.append(torch.tensor(row.tokens).roll(-1)[at])

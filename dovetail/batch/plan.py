@@ -9,11 +9,23 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 from dovetail.batch.rows import TrainRow
 
 MIN_SHARED = 4
 """Shorter prompts are not shared: measured on a CPU, the extra attention calls cost as much."""
+
+
+class Scope(StrEnum):
+    """For which tokens of a row the model's output is wanted."""
+
+    TRAINED = "trained"
+    """Response tokens whose loss_mask is 1."""
+    RESPONSE = "response"
+    """Every response token."""
+    SEQUENCE = "sequence"
+    """Every position of the sequence, prompt and last token included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +76,12 @@ def optimizer_steps(rows: Sequence[TrainRow], rollouts_per_step: int) -> list[li
     return steps
 
 
-def used_length(row: TrainRow, every_token: bool) -> int:
+def used_length(row: TrainRow, scope: Scope) -> int:
     """How many leading tokens the model must see: the last scored token itself predicts nothing
     more."""
-    if every_token:
-        return len(row.tokens) - 1 if row.response_length else 0
+    if scope is not Scope.TRAINED:
+        whole = len(row.tokens) - (scope is Scope.RESPONSE)
+        return whole if row.response_length else 0
     for offset in range(row.response_length - 1, -1, -1):
         if row.loss_mask[offset]:
             return row.prompt_length + offset
@@ -82,13 +95,13 @@ def plan_packed(
     max_rows: int | None,
     *,
     share: bool,
-    every_token: bool = False,
+    scope: Scope = Scope.TRAINED,
 ) -> list[PlannedBatch]:
     """Trees end to end, no padding; a tree that exceeds the budget is split and repeats its prompt.
 
-    Rows without a scored token are left out. Trees are placed first-fit, longest first.
+    Rows without a token in `scope` are left out. Trees are placed first-fit, longest first.
     """
-    lengths = {i: used_length(rows[i], every_token) for i in chosen}
+    lengths = {i: used_length(rows[i], scope) for i in chosen}
     trees = [
         piece
         for tree in _trees(rows, [i for i in chosen if lengths[i]], share)
@@ -156,10 +169,10 @@ def plan_padded(
     budget: int,
     max_rows: int | None,
     *,
-    every_token: bool = False,
+    scope: Scope = Scope.TRAINED,
 ) -> list[PlannedBatch]:
     """Right-padded rows of like length; padding counts against the budget."""
-    lengths = {i: used_length(rows[i], every_token) for i in chosen}
+    lengths = {i: used_length(rows[i], scope) for i in chosen}
     order = sorted((i for i in chosen if lengths[i]), key=lambda i: (-lengths[i], i))
     batches: list[list[int]] = []
     for i in order:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from dovetail.batch.plan import PlannedBatch
+from dovetail.batch.plan import PlannedBatch, Scope
 from dovetail.batch.rows import TrainRow
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ class Backend(Protocol):
     """One policy in training, and perhaps a frozen reference."""
 
     def plan(
-        self, rows: Sequence[TrainRow], chosen: Sequence[int], every_token: bool = ...
+        self, rows: Sequence[TrainRow], chosen: Sequence[int], scope: Scope = ...
     ) -> list[PlannedBatch]:
         """Micro-batches of the chosen rows, in the layout that suits the model."""
         ...

