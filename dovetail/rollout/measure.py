@@ -46,13 +46,28 @@ def shape_metrics(samples: Sequence[Sample]) -> dict[str, float]:
 
 def columns(samples: Sequence[Sample], reward_key: str | None) -> dict[str, list[Any]]:
     """`rewards`, `truncated` and `samples` of an evaluation set, as log functions of the slime
-    family read them. Rewards are left out where a sample has none."""
-    shown: dict[str, list[Any]] = {}
-    if all(sample.reward is not None for sample in samples):
-        shown["rewards"] = [reward_value(sample, reward_key) for sample in samples]
-    shown["truncated"] = [status_of(s) is Sample.Status.TRUNCATED for s in samples]
-    shown["samples"] = list(samples)
-    return shown
+    family read them."""
+    return {
+        "rewards": [_entry(sample.reward, reward_key) for sample in samples],
+        "truncated": [status_of(s) is Sample.Status.TRUNCATED for s in samples],
+        "samples": list(samples),
+    }
+
+
+def sample_metrics(
+    groups: Sequence[Group], reward_key: str | None, prefix: str = "rollout"
+) -> dict[str, float]:
+    """What can be told of any samples: rewards if all are numbers, lengths and ends."""
+    samples = [sample for group in groups for sample in group]
+    rewards = [_entry(sample.reward, reward_key) for sample in samples]
+    metrics = shape_metrics(samples)
+    if rewards and all(isinstance(reward, int | float) for reward in rewards):
+        metrics["reward"] = mean(rewards)
+    return {f"{prefix}/{name}": value for name, value in metrics.items()}
+
+
+def _entry(reward: Any, key: str | None) -> Any:
+    return reward.get(key, reward) if isinstance(reward, dict) else reward
 
 
 def rollout_metrics(

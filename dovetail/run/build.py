@@ -23,8 +23,6 @@ from dovetail.config.eval_sets import eval_sets
 from dovetail.config.leaves import cure
 from dovetail.config.resolve import Resolved
 from dovetail.config.run import RunConfig
-from dovetail.data.build import build_source
-from dovetail.data.source import PromptDataSource
 from dovetail.engines.table import ENGINES
 from dovetail.hooks import ArgsView, BoundHook, bind, bind_hooks
 from dovetail.observe.log import open_log
@@ -38,13 +36,14 @@ from dovetail.run.models import Models
 from dovetail.run.parts import Run
 from dovetail.run.replay import Replay
 from dovetail.run.report import Reporter, tracker_names
-from dovetail.run.rollouts import make_collect, make_evaluator
-from dovetail.run.schedule import make_schedule
+from dovetail.run.rollouts import make_collect, make_evaluator, make_source
+from dovetail.run.schedule import make_schedule, prompts_of
 from dovetail.run.training import make_to_rows, make_trainer
 from dovetail.run.validate import validate
 from dovetail.runtime.compute import compute_thread
 from dovetail.runtime.plan import Plan, plan
 from dovetail.types import ConfigError
+from dovetail.types.ports import DataSource
 
 _MAX_RUNNING = 256
 """Sequences decoded at once when engine_max_running is 0: more only lengthens the wait for the
@@ -66,8 +65,7 @@ def build(resolved: Resolved) -> Run:
     # No run directory yet, so no log file: what is worth a warning goes to the terminal.
     with open_log(None):
         parts = Parts(config)
-        prompts_per_epoch = len(parts.source) if parts.source is not None else 0
-        schedule = make_schedule(config, prompts_per_epoch, parts.replay)
+        schedule = make_schedule(config, functools.partial(prompts_of, parts.source), parts.replay)
         parts.load()
     check_trackers(tracker_names(config.observe))
     run_dir = _run_dir(config)
@@ -108,12 +106,27 @@ class Parts:
         self.config = config
         self.args = ArgsView(config)
         self.hooks: dict[str, BoundHook] = bind_hooks(config.hooks, self.args)
+        self._bound: dict[tuple[str, str], BoundHook] = {}
+        self._bind_those_of_eval_sets()
         self.plan: Plan = plan(config.runtime, config.model, has_cuda=torch.cuda.is_available())
         self.models = Models(config, self.plan)
         self.compute = compute_thread(self.plan.num_threads)
         seed_all(config.model.seed)
         template = config.debug.load_debug_rollout_data
         self.replay = Replay(template) if template is not None else None
+
+    def bound(self, slot: str, path: str) -> BoundHook:
+        """The function at `path` for `slot`, bound once: samples and sets may name their own."""
+        if (slot, path) not in self._bound:
+            self._bound[slot, path] = bind(slot, path, self.args)
+        return self._bound[slot, path]
+
+    def _bind_those_of_eval_sets(self) -> None:
+        for one in eval_sets(self.config):
+            for slot in ("custom_rm", "custom_generate_function"):
+                path = getattr(one, f"{slot}_path")
+                if path is not None:
+                    self.bound(slot, path)
 
     def load(self) -> None:
         """Load what takes long, in order of cost."""
@@ -155,19 +168,9 @@ class Parts:
         return self.models.context_len - (not self.config.is_sft)
 
     @cached_property
-    def source(self) -> PromptDataSource | None:
+    def source(self) -> DataSource | None:
         """Prompts, or under SFT finished samples; None when saved samples are replayed."""
-        config = self.config
-        if self.replay is not None:
-            return None
-        return build_source(
-            config.data,
-            config.rollout.n_samples_per_prompt,
-            self.models.tokenizer,
-            self.max_prompt_len,
-            buffer_filter=self.hooks.get("buffer_filter"),
-            sft=config.is_sft,
-        )
+        return make_source(self) if self.replay is None else None
 
     @cached_property
     def engine(self) -> Any:
@@ -194,8 +197,9 @@ class Parts:
     def _kv_tokens(self, max_running: int) -> int:
         """What the sequences of a step can need at once, within the memory allowed for it."""
         per_sequence = self.models.context_len
-        longest = self.source.longest_prompt if self.source is not None else None
-        if longest is not None and "custom_generate_function" not in self.hooks:
+        longest = getattr(self.source, "longest_prompt", None)
+        generated_by = {*self.hooks, *(slot for slot, _ in self._bound)}
+        if longest is not None and not generated_by & {"custom_generate_function", "data_source"}:
             wanted = [longest + self.config.rollout.rollout_max_response_len]
             wanted += [
                 max(len(sample.tokens) for sample in one.samples) + one.sampling.max_new_tokens
@@ -213,7 +217,7 @@ class Parts:
             self.config.reward,
             custom,
             name=custom.path if custom is not None else None,
-            resolve=lambda path: bind("custom_rm", path, self.args),
+            resolve=functools.partial(self.bound, "custom_rm"),
             seed=self.config.data.rollout_seed,
         )
 

@@ -1,21 +1,48 @@
-"""The rollout side of a run: what collects samples and what evaluates, with the user's functions in
-their places."""
+"""The rollout side of a run: where prompts come from, what collects samples, what evaluates, with
+the user's functions in their places."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
+from dovetail.data.build import build_source
 from dovetail.hooks import BoundHook
+from dovetail.rollout.check import check_samples
 from dovetail.rollout.evaluate import Evaluation
+from dovetail.rollout.measure import columns, sample_metrics
 from dovetail.rollout.rollout import Rollout
 from dovetail.rollout.sft import SftRollout
 from dovetail.run.parts import Collect, Evaluate
 from dovetail.run.report import Reporter
-from dovetail.types import RolloutCall
+from dovetail.types import DataSourceCall, EvalOutput, RolloutCall, RolloutOutput
+from dovetail.types.ports import DataSource
 
 if TYPE_CHECKING:
     from dovetail.run.build import Parts
+
+
+def make_source(parts: Parts) -> DataSource:
+    """Prompts, or under SFT finished samples: the user's source, or the built-in one."""
+    config = parts.config
+    default = functools.partial(
+        build_source,
+        config.data,
+        config.rollout.n_samples_per_prompt,
+        parts.models.tokenizer,
+        parts.max_prompt_len,
+        buffer_filter=parts.hooks.get("buffer_filter"),
+        sft=config.is_sft,
+    )
+    hook = parts.hooks.get("data_source")
+    if hook is None:
+        return default()
+    call = DataSourceCall(
+        args=parts.args, default=default, tokenizer=parts.models.tokenizer, config=config.data
+    )
+    source: DataSource = hook(call)
+    return source
 
 
 def make_collect(parts: Parts, reporter: Reporter) -> Collect:
@@ -24,24 +51,51 @@ def make_collect(parts: Parts, reporter: Reporter) -> Collect:
     if parts.replay is not None:
         return parts.replay
     assert parts.source is not None
+    hook = parts.hooks.get("rollout_function")
+    default: Collect
     if config.is_sft:
-        return SftRollout(parts.source, config.rollout.rollout_batch_size)
-    default = Rollout(
+        default = SftRollout(parts.source, config.rollout.rollout_batch_size)
+    else:
+        default = _make_rollout(parts, reporter)
+    if hook is not None:
+        default = _collect_by(parts, hook, default)
+    trains_as_it_is = not (
+        config.debug.debug_rollout_only or "custom_convert_samples_to_train_data" in parts.hooks
+    )
+    return _checking(default, hook) if trains_as_it_is else default
+
+
+def _make_rollout(parts: Parts, reporter: Reporter) -> Rollout:
+    config, hooks = parts.config, parts.hooks
+    assert parts.source is not None
+    return Rollout(
         parts.engine,
         parts.models.tokenizer,
         parts.source,
         parts.scorer,
         config.rollout,
         seed=config.data.rollout_seed,
-        generate=parts.hooks.get("custom_generate_function"),
-        group_filter=parts.hooks.get("dynamic_sampling_filter"),
+        generate=hooks.get("custom_generate_function"),
+        resolve_generate=functools.partial(parts.bound, "custom_generate_function"),
+        sample_hook=hooks.get("rollout_sample_hook"),
+        group_filter=hooks.get("dynamic_sampling_filter"),
+        sample_filter=hooks.get("rollout_sample_filter"),
+        all_samples=hooks.get("rollout_all_samples_process"),
         group_rm=config.reward.group_rm,
         reward_key=config.reward.reward_key,
         max_context_len=parts.models.context_len,
         on_progress=reporter.rollout_progress,
     )
-    hook = parts.hooks.get("rollout_function")
-    return default if hook is None else _by_hook(parts, hook, default)
+
+
+def _checking(collect: Collect, hook: BoundHook | None) -> Collect:
+    async def checked(rollout_id: int) -> RolloutOutput:
+        output = await collect(rollout_id)
+        where = hook.spec.where if hook is not None else "generate and rollout functions"
+        check_samples(output.samples, where)
+        return output
+
+    return checked
 
 
 def make_evaluator(parts: Parts, reporter: Reporter) -> Evaluate | None:
@@ -56,35 +110,62 @@ def make_evaluator(parts: Parts, reporter: Reporter) -> Evaluate | None:
         parts.scorer,
         seed=parts.config.data.rollout_seed,
         generate=parts.hooks.get("custom_generate_function"),
+        resolve_generate=functools.partial(parts.bound, "custom_generate_function"),
+        sample_hook=parts.hooks.get("rollout_sample_hook"),
         group_rm=parts.config.reward.group_rm,
         max_context_len=parts.models.context_len,
         log_passrate=parts.config.observe.log_passrate,
         on_progress=reporter.eval_progress,
     )
-    return default if hook is None else _by_hook(parts, hook, default, evaluation=True)
+    return default if hook is None else _evaluate_by(parts, hook, default)
 
 
-def _by_hook(
+def _collect_by(parts: Parts, hook: BoundHook, default: Collect) -> Collect:
+    """The user's rollout function. What it did not measure of its samples is added."""
+
+    async def collect(rollout_id: int) -> RolloutOutput:
+        output: RolloutOutput = await hook(_rollout_call(parts, rollout_id, default))
+        measured = sample_metrics(output.samples, parts.config.reward.reward_key)
+        output.metrics = {**measured, **output.metrics}
+        return output
+
+    return collect
+
+
+def _evaluate_by(parts: Parts, hook: BoundHook, default: Evaluate) -> Evaluate:
+    """The user's evaluation function. What it did not measure of its samples is added."""
+    reward = parts.config.reward
+    reward_key = reward.eval_reward_key or reward.reward_key
+
+    async def evaluate(rollout_id: int) -> EvalOutput:
+        call = _rollout_call(parts, rollout_id, default, evaluation=True)
+        output: EvalOutput = await hook(call)
+        for name, samples in output.data.items():
+            if not samples:
+                continue
+            measured = sample_metrics([samples], reward_key, prefix=f"eval/{name}")
+            output.metrics = {**measured, **output.metrics}
+            known = output.columns.get(name, {})
+            output.columns[name] = {**columns(samples, reward_key), **known}
+        return output
+
+    return evaluate
+
+
+def _rollout_call(
     parts: Parts,
-    hook: BoundHook,
+    rollout_id: int,
     default: Callable[[int], Awaitable[Any]],
     evaluation: bool = False,
-) -> Callable[[int], Awaitable[Any]]:
-    """A user's rollout or evaluation function, called with the parts that the default one
-    uses.
-    """
-
-    async def call(rollout_id: int) -> Any:
-        given = RolloutCall(
-            rollout_id,
-            evaluation=evaluation,
-            data_source=parts.source,
-            engine=parts.engine,
-            tokenizer=parts.models.tokenizer,
-            scorer=parts.scorer,
-            default=default,
-            weight_version=rollout_id,
-        )
-        return await hook(given)
-
-    return call
+) -> RolloutCall:
+    """The parts that the default function uses."""
+    return RolloutCall(
+        rollout_id,
+        evaluation=evaluation,
+        data_source=parts.source,
+        engine=parts.engine if parts.samples else None,
+        tokenizer=parts.models.tokenizer,
+        scorer=parts.scorer if parts.samples else None,
+        default=default,
+        weight_version=rollout_id,
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from dovetail.config.run import RunConfig
 from dovetail.run.replay import Replay
@@ -42,9 +44,9 @@ class Schedule:
 
 
 def make_schedule(
-    config: RunConfig, prompts_per_epoch: int, replay: Replay | None = None
+    config: RunConfig, prompts_per_epoch: Callable[[], int], replay: Replay | None = None
 ) -> Schedule:
-    """The schedule of a run whose source has `prompts_per_epoch` prompts, or that replays samples.
+    """The schedule of a run whose source has so many prompts, or that replays samples.
 
     Raises:
         ConfigError: an epoch holds less than one step, or neither num_rollout nor num_epoch is set.
@@ -55,10 +57,11 @@ def make_schedule(
     elif data.num_rollout is not None:
         num_steps = data.num_rollout
     elif data.num_epoch is not None:
-        per_epoch = prompts_per_epoch // rollout.rollout_batch_size
+        prompts = prompts_per_epoch()
+        per_epoch = prompts // rollout.rollout_batch_size
         if per_epoch == 0:
             raise ConfigError(
-                f"an epoch of {prompts_per_epoch} prompts holds no step of "
+                f"an epoch of {prompts} prompts holds no step of "
                 f"{rollout.rollout_batch_size} prompts; lower --rollout-batch-size "
                 "(TOML: rollout.rollout_batch_size) or set --num-rollout instead of --num-epoch"
             )
@@ -73,4 +76,22 @@ def make_schedule(
         eval_interval=config.eval.eval_interval,
         eval_before=not config.eval.skip_eval_before_train,
         save_interval=config.checkpoint.save_interval,
+    )
+
+
+def prompts_of(source: Any) -> int:
+    """Prompts per epoch of a source: its length, else that of its `dataset`.
+
+    Raises:
+        ConfigError: it tells neither.
+    """
+    candidates: tuple[Any, ...] = (source, getattr(source, "dataset", None))
+    for sized in candidates:
+        try:
+            return len(sized)
+        except TypeError:
+            continue
+    raise ConfigError(
+        f"--num-epoch needs the length of an epoch, but the source {type(source).__name__} has "
+        "neither a length nor a `dataset` with one; give --num-rollout (TOML: data.num_rollout)"
     )
