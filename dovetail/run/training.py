@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from dovetail.batch.rows import rows_from_samples
+from dovetail.batch.convert import rows_from_samples
 from dovetail.run.report import Reporter
 from dovetail.run.schedule import Schedule
 from dovetail.trainers.trainer import Trainer
@@ -42,4 +42,5 @@ def make_to_rows(parts: Parts) -> Callable[..., list[Any]]:
         reward_key=parts.config.reward.reward_key,
         needs_reward=not parts.config.is_sft,
         post_process=parts.hooks.get("custom_reward_post_process"),
+        convert=parts.hooks.get("custom_convert_samples_to_train_data"),
     )

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from dovetail.batch.rows import TrainRow, rows_from_samples
+from dovetail.batch.convert import rows_from_samples
+from dovetail.batch.rows import TrainRow
 from dovetail.types import HookError, Sample, TrainError
 
 
