@@ -1,0 +1,93 @@
+"""Item after item: load, match, call, judge."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dovetail.config.run import RunConfig
+from dovetail.hooks import ArgsView, BoundHook, bind
+from dovetail.run.rehearse.stage import Lost, Stage
+from dovetail.run.rehearse.table import row_of
+from dovetail.run.rehearse.verdict import Fault, Item, Outcome, Unjudged, Verdict
+from dovetail.types import DovetailError
+
+Say = Callable[..., None]
+
+
+def rehearse_items(request: Mapping[str, Any], say: Say) -> None:
+    """Tell a verdict of every item; ends early when user code can't be stopped."""
+    config = RunConfig.model_validate(request["config"])
+    for number, fields in enumerate(request["items"]):
+        item = Item(**fields)
+        verdict = Verdict(item)
+        lost = _judge(verdict, config, request["timeout_s"], say)
+        more = number + 1 < len(request["items"])
+        say(verdict=verdict.to_dict(), lost=lost and more)
+        if lost:
+            return
+
+
+def _judge(verdict: Verdict, config: RunConfig, timeout_s: float, say: Say) -> bool:
+    """Fill in a verdict. True: this process is of no more use."""
+    stage = Stage(config, ArgsView(config), timeout_s, say)
+    try:
+        row = row_of(verdict.item.slot)
+        if row is not None:
+            say(stage="prepare")
+            rehearsal = _imported(row)
+        hook = _load(verdict, stage, say)
+        if hook is None:
+            return False
+        if row is None:
+            verdict.outcome = Outcome.FORM
+            verdict.message = f"its call form fits; it is called by {_owner(hook)}"
+            return False
+        rehearsal(hook, stage)
+    except Fault as fault:
+        verdict.outcome, verdict.message = Outcome.FAULT, str(fault)
+    except Unjudged as reason:
+        verdict.outcome, verdict.message = Outcome.UNKNOWN, str(reason)
+    except Lost as lost:
+        (cause,) = lost.args
+        verdict.outcome = Outcome.FAULT if isinstance(cause, Fault) else Outcome.UNKNOWN
+        verdict.message = str(cause)
+        return True
+    # Our own stand-ins may break on what user code did with them: that says nothing about it.
+    except Exception as error:
+        verdict.outcome = Outcome.UNKNOWN
+        verdict.message = f"the rehearsal itself failed: {type(error).__name__}: {error}"
+    finally:
+        verdict.warnings = [*verdict.warnings, *stage.warnings]
+    return False
+
+
+def _imported(row: str) -> Callable[[BoundHook, Stage], None]:
+    module, _, name = row.partition(":")
+    function: Callable[[BoundHook, Stage], None] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def _load(verdict: Verdict, stage: Stage, say: Say) -> BoundHook | None:
+    path = verdict.item.path
+    file, colon, _ = path.rpartition(":")
+    home = str(Path(file).resolve().parent) if colon and file.endswith(".py") else ""
+    say(stage="load", home=home)
+    try:
+        hook = bind(verdict.item.slot, path, stage.args)
+    except DovetailError as error:
+        verdict.outcome, verdict.message = Outcome.LOAD, str(error)
+        return None
+    finally:
+        say(stage="prepare", home=home)
+    verdict.source, verdict.form = hook.source, hook.form.signature
+    if hook.notice:
+        verdict.warnings.append(hook.notice)
+    stage.begin(hook)
+    return hook
+
+
+def _owner(hook: BoundHook) -> str:
+    return f"{getattr(hook.spec, 'owner', '') or hook.spec.stage}, which is not rehearsed"

@@ -1,0 +1,105 @@
+"""Which hooks of a run are rehearsed, and the refusal of a run whose hooks fail."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+from dovetail.config.eval_sets import eval_sets
+from dovetail.config.leaves import leaves
+from dovetail.config.run import RunConfig
+from dovetail.hooks import HOOKS
+from dovetail.hooks.spec import HookSpec
+from dovetail.run.rehearse.parent import rehearse
+from dovetail.run.rehearse.verdict import Item, Outcome, Verdict
+from dovetail.types import HookError
+
+log = logging.getLogger(__name__)
+
+_BEFORE_SAMPLES = frozenset({"data_source", "buffer_filter", "rollout_function", "eval_function"})
+
+
+def items(config: RunConfig) -> list[Item]:
+    """Every hook that the configuration names, in the order of the table; a list leaf gives one
+    item for each of its entries, an evaluation set's own reward one of its own."""
+    found = [
+        Item(spec.slot, path, spec.leaf)
+        for spec in HOOKS
+        for path in _paths(getattr(config.hooks, spec.leaf, None))
+    ]
+    named = {(item.slot, item.path) for item in found}
+    for one in eval_sets(config):
+        if one.custom_rm_path is not None and ("custom_rm", one.custom_rm_path) not in named:
+            named.add(("custom_rm", one.custom_rm_path))
+            found.append(Item("custom_rm", one.custom_rm_path, "custom_rm_path"))
+    return found
+
+
+def _paths(value: str | list[str] | None) -> list[str]:
+    if value is None:
+        return []
+    return [value] if isinstance(value, str) else list(value)
+
+
+def rehearse_hooks(config: RunConfig) -> None:
+    """Try out the hooks that this run will call, in a process of their own.
+
+    Hooks that can't be loaded are left to the run, which says why; those that could not be judged
+    are warned about. `--no-check-hooks` (TOML: hooks.check_hooks) turns it off.
+
+    Raises:
+        HookError: hooks that break their contracts, each with the user's line.
+    """
+    if not config.hooks.check_hooks:
+        return
+    asked = [item for item in items(config) if _is_used(item, config)]
+    if not asked:
+        return
+    verdicts = list(rehearse(config, asked, config.hooks.hook_check_timeout_s))
+    for verdict in verdicts:
+        for line in _remarks(verdict):
+            log.warning("%s %s: %s", _where(verdict.item), verdict.item.path, line)
+    faults = [verdict for verdict in verdicts if verdict.outcome is Outcome.FAULT]
+    if faults:
+        lines = [_told(verdict) for verdict in faults]
+        raise HookError(
+            "\n".join(lines) + "\nNothing was loaded. To try one alone: dovetail hooks check. To "
+            "run without this rehearsal: --no-check-hooks (TOML: hooks.check_hooks = false)"
+        )
+
+
+def _is_used(item: Item, config: RunConfig) -> bool:
+    spec = next(spec for spec in HOOKS if spec.slot == item.slot)
+    if registered_here(item):
+        return False
+    if config.train_only:
+        return spec.process == "trainer" or spec.stage == "batch"
+    if config.debug.debug_rollout_only:
+        return spec.process != "trainer" and spec.stage != "batch"
+    return True
+
+
+def registered_here(item: Item) -> bool:
+    """Whether a path is the name of an object of this process, which another one can't see."""
+    from dovetail.hooks.load import is_registered
+
+    return is_registered(item.slot, item.path) or item.path.startswith("__main__")
+
+
+def _remarks(verdict: Verdict) -> Iterator[str]:
+    yield from verdict.warnings
+    if verdict.outcome is Outcome.UNKNOWN:
+        yield f"could not be tried out: {verdict.message}"
+
+
+def _where(item: Item) -> str:
+    leaf = leaves()[item.leaf]
+    return f"{leaf.flag} (TOML: {leaf.key})"
+
+
+def _told(verdict: Verdict) -> str:
+    defined = f", defined at {verdict.source}" if verdict.source else ""
+    text = f"{_where(verdict.item)}: {verdict.item.path}{defined}: it {verdict.message}"
+    if verdict.printed:
+        text += "\n  it printed: " + verdict.printed[-500:].replace("\n", "\n  ")
+    return text

@@ -1,0 +1,198 @@
+"""Where user code is called in a rehearsal: on a clock, with what it raises told by its line."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import linecache
+import os
+import traceback
+import warnings
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from dovetail.config.run import RunConfig
+from dovetail.hooks import BoundHook
+from dovetail.hooks.load import blame
+from dovetail.run.rehearse.parent import told
+from dovetail.run.rehearse.stuck import is_users, live_stacks, standstill
+from dovetail.run.rehearse.verdict import Fault, Hung, NotInRehearsal, Outcome, Unjudged
+from dovetail.types import DovetailError, HookRunError
+
+_SERVICES = frozenset(
+    "aiohttp httpx httpcore requests urllib3 websockets grpc openai anthropic google botocore boto3 "
+    "redis pymongo wandb mlflow swanlab docker e2b modal huggingface_hub ray".split()
+)
+"""Packages that talk to something outside: what they raise says nothing about the hook."""
+_CANCEL_S = 0.3
+
+
+class Lost(Exception):
+    """User code can't be stopped: this process is of no more use."""
+
+
+class Stage:
+    """One hook's rehearsal: its clock, its warnings, its loop."""
+
+    def __init__(
+        self, config: RunConfig, args: Any, timeout_s: float, say: Callable[..., None]
+    ) -> None:
+        self.config, self.args, self.timeout_s, self._say = config, args, timeout_s, say
+        self.warnings: list[str] = []
+        self.home = ""
+        self.source = ""
+        self.loop = asyncio.new_event_loop()
+        self.made_up = True
+        """Inputs are invented, not rows of the run's data."""
+        self.missing: list[str] = []
+        """What user code looked for in vain in made-up inputs."""
+
+    def begin(self, hook: BoundHook) -> None:
+        """From here on `hook` is the user's function that is rehearsed."""
+        self.source = hook.source
+        self.home = str(Path(hook.source.rpartition(":")[0]).parent) if ":" in hook.source else ""
+
+    def warn(self, text: str) -> None:
+        """Worth telling, but no fault."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+
+    def call(self, function: Callable[..., Any], *values: Any) -> Any:
+        """What `function` gives, an awaitable's result too.
+
+        Raises:
+            Fault: it raised, exited, hung, or forgot to await.
+            Unjudged: something outside failed it, or it needs what a rehearsal does not have.
+            Lost: it hangs and can't be stopped.
+        """
+        self._say(stage="call", source=self.source, home=self.home)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                got = function(*values)
+                if asyncio.iscoroutine(got) or isinstance(got, Awaitable):
+                    got = self._awaited(got)
+            # Everything that user code can raise; its kind decides what is said.
+            except (Exception, SystemExit, GeneratorExit, KeyboardInterrupt) as error:
+                raise self._judged(error) from error
+            finally:
+                self._say(stage="prepare", source=self.source, home=self.home)
+            gc.collect()
+        self._unawaited(caught)
+        return got
+
+    def try_all(self, function: Callable[[Any], Any], inputs: dict[str, Any]) -> dict[str, Any]:
+        """`function` on every named input; inputs that fail are warned about.
+
+        Raises:
+            Fault: it works on none of them; of the first.
+            Unjudged: none works, and something outside is why.
+        """
+        good: dict[str, Any] = {}
+        failures: dict[str, Fault | Unjudged] = {}
+        for name, value in inputs.items():
+            try:
+                good[name] = function(value)
+            except Hung:
+                raise
+            except (Fault, Unjudged) as error:
+                failures[name] = error
+        if not good and failures:
+            faults = [error for error in failures.values() if isinstance(error, Fault)]
+            raise next(iter(faults or failures.values()))
+        for name, error in failures.items():
+            self.warn(f"{name}: {error}")
+        return good
+
+    def _awaited(self, awaitable: Awaitable[Any]) -> Any:
+        async def outer() -> Any:
+            task = asyncio.ensure_future(awaitable)
+            await asyncio.wait({task}, timeout=self.timeout_s)
+            if task.done():
+                return task.result()
+            stuck = standstill(live_stacks(self.loop), self.home)
+            outcome, message = told(stuck, self.timeout_s, "it is called")
+            task.cancel()
+            await asyncio.wait({task}, timeout=_CANCEL_S)
+            error = Hung(message) if outcome is Outcome.FAULT else Unjudged(message)
+            raise error from (None if task.done() else Lost())
+
+        return self.loop.run_until_complete(outer())
+
+    def _judged(self, error: BaseException) -> BaseException:
+        if isinstance(error, Fault | Unjudged):
+            return Lost(error) if isinstance(error.__cause__, Lost) else error
+        if isinstance(error, HookRunError):
+            if error.__cause__ is None:
+                return Fault(_short(str(error)))
+            error = error.__cause__
+        if isinstance(error, SystemExit):
+            return Fault(f"calls sys.exit({error.code!r}) (at {self._line(error)})")
+        name = type(error).__name__
+        said = f"{name}: {error}" if str(error) else name
+        if isinstance(error, NotInRehearsal):
+            return Unjudged(f"{error} (at {self._line(error)})")
+        if _outside(error):
+            return Unjudged(f"something outside failed: {said} (at {self._line(error)})")
+        if isinstance(error, DovetailError) and self._line(error).startswith("an unknown"):
+            return Fault(str(error))
+        if self._needs_real_data(error):
+            wanted = f"needs {', '.join(self.missing)}, which" if self.missing else "may need what"
+            return Unjudged(
+                f"{wanted} made-up samples do not have: {said} (at {self._line(error)}); "
+                "name the data to check with its first rows: --prompt-data (TOML: "
+                "data.prompt_data)"
+            )
+        return Fault(f"raises {said} (at {self._line(error)})")
+
+    def _line(self, error: BaseException) -> str:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if is_users(frame.filename, self.home)]
+        if own:
+            return f"{own[-1].filename}:{own[-1].lineno}, in {own[-1].name}"
+        return blame(error, self.source.rpartition(":")[0])
+
+    def _needs_real_data(self, error: BaseException) -> bool:
+        """Whether an error comes of looking for something that only the run's data has."""
+        if not self.made_up or not isinstance(error, LookupError | TypeError | ValueError):
+            return False
+        file, _, rest = self._line(error).rpartition(":")
+        line = linecache.getline(file, int(rest.split(",")[0] or 0)) if rest[:1].isdigit() else ""
+        if line.strip().startswith("raise"):
+            return False
+        return bool(self.missing) or "label" in line or "metadata" in line
+
+    def _unawaited(self, caught: list[warnings.WarningMessage]) -> None:
+        for warning in caught:
+            text = str(warning.message)
+            if "was never awaited" in text and not warning.filename.startswith(os.devnull):
+                raise Fault(f"forgets an await: {text}")
+
+
+def _outside(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, is that of a service, a file, the environment."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        package = type(error).__module__.partition(".")[0]
+        text = str(error)
+        if isinstance(error, OSError) or package in _SERVICES:
+            return True
+        if isinstance(error, KeyError) and _from_environ(error):
+            return True
+        if "CUDA" in text or "NVIDIA driver" in text:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _from_environ(error: BaseException) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and frames[-1].filename == os.__file__
+
+
+def _short(message: str) -> str:
+    """Without the flag that the verdict's head names already."""
+    head, colon, rest = message.partition("): ")
+    return rest if colon and head.startswith("--") else message

@@ -1,0 +1,162 @@
+"""Where a process stands that does not come back: in the user's code, in a library, or waiting for
+something outside."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+import sysconfig
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+_OURS = str(Path(__file__).resolve().parents[2])
+_STANDARD = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))
+_INSTALLED = tuple(sysconfig.get_path(name) for name in ("purelib", "platlib"))
+_OUTSIDE = re.compile(
+    r"[/\\](ssl|socket|subprocess|selectors)\.py$|[/\\](http|urllib|ftplib|smtplib)[/\\]|"
+    r"[/\\]asyncio[/\\](streams|subprocess|sslproto)\.py$"
+)
+_DUMPED = re.compile(r'^  File "(.*)", line (\d+) in (.*)$')
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One line of a stack."""
+
+    file: str
+    line: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}, in {self.name}"
+
+
+class Kind(StrEnum):
+    """What keeps it."""
+
+    USER = "user"
+    """The user's own code: a loop, a sleep, a lock."""
+    IMPORT = "import"
+    """A library is being imported."""
+    LIBRARY = "library"
+    """Inside an installed package."""
+    OUTSIDE = "outside"
+    """Waiting for a socket or another process."""
+    NOWHERE = "nowhere"
+    """None of the user's lines is on any stack."""
+
+
+@dataclass(frozen=True)
+class Standstill:
+    """What keeps it, and the user's line that leads there."""
+
+    kind: Kind
+    where: str
+
+
+def is_users(file: str, home: str) -> bool:
+    """Whether a file is the user's: beside the hook's own, or in none of the known places."""
+    if file.startswith(("<", _OURS)):
+        return False
+    own = home and home not in _INSTALLED
+    if own and file.startswith(home) and (home.startswith(_INSTALLED) or not _standard(home)):
+        return True
+    return not (_standard(file) or file.startswith(_INSTALLED))
+
+
+def _standard(path: str) -> bool:
+    return path.startswith(_STANDARD)
+
+
+def standstill(stacks: Iterable[Sequence[Frame]], home: str) -> Standstill:
+    """The first stack (innermost frame first) that leads through the user's code."""
+    for stack in stacks:
+        found = _of_stack(stack, home)
+        if found is not None:
+            return found
+    return Standstill(Kind.NOWHERE, "none of its lines is running")
+
+
+def _of_stack(stack: Sequence[Frame], home: str) -> Standstill | None:
+    at = next((i for i, frame in enumerate(stack) if is_users(frame.file, home)), None)
+    if at is None:
+        return None
+    return Standstill(_kind([frame.file for frame in stack[:at]]), str(stack[at]))
+
+
+def _kind(inner: Sequence[str]) -> Kind:
+    if any(file.startswith("<frozen importlib") for file in inner):
+        return Kind.IMPORT
+    if any(_OUTSIDE.search(file) for file in inner):
+        return Kind.OUTSIDE
+    if any(file.startswith(_INSTALLED) for file in inner):
+        return Kind.LIBRARY
+    return Kind.USER
+
+
+def read_dump(text: str) -> list[list[Frame]]:
+    """The stacks that `faulthandler` wrote, that of the dumping thread first."""
+    stacks: list[tuple[bool, list[Frame]]] = []
+    for line in text.splitlines():
+        if line.startswith(("Thread 0x", "Current thread 0x", "Stack (most recent")):
+            stacks.append((line.startswith("Thread"), []))
+        found = _DUMPED.match(line)
+        if found and stacks:
+            stacks[-1][1].append(Frame(found[1], int(found[2]), found[3]))
+    return [stack for _, stack in sorted(stacks, key=lambda pair: pair[0])]
+
+
+def live_stacks(loop: asyncio.AbstractEventLoop) -> list[list[Frame]]:
+    """The stacks of this process: tasks of `loop` (newest first), then other threads."""
+    tasks = sorted(asyncio.all_tasks(loop), key=_number, reverse=True)
+    stacks = [_awaiting(task.get_coro()) for task in tasks]
+    here = threading.get_ident()
+    frames = sys._current_frames()
+    return stacks + [_stack(frame) for ident, frame in frames.items() if ident != here]
+
+
+def _number(task: asyncio.Task[Any]) -> int:
+    digits = re.search(r"(\d+)$", task.get_name())
+    return int(digits[1]) if digits else 0
+
+
+def _awaiting(coroutine: Any) -> list[Frame]:
+    frames = []
+    while coroutine is not None:
+        frame = next(
+            (
+                getattr(coroutine, name)
+                for name in ("cr_frame", "gi_frame", "ag_frame")
+                if getattr(coroutine, name, None) is not None
+            ),
+            None,
+        )
+        if frame is not None:
+            frames.append(_frame(frame))
+        coroutine = next(
+            (
+                getattr(coroutine, name)
+                for name in ("cr_await", "gi_yieldfrom", "ag_await")
+                if getattr(coroutine, name, None) is not None
+            ),
+            None,
+        )
+    return frames[::-1]
+
+
+def _stack(frame: FrameType | None) -> list[Frame]:
+    frames = []
+    while frame is not None:
+        frames.append(_frame(frame))
+        frame = frame.f_back
+    return frames
+
+
+def _frame(frame: FrameType) -> Frame:
+    return Frame(frame.f_code.co_filename, frame.f_lineno or 0, frame.f_code.co_name)
