@@ -8,9 +8,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from dovetail.observe.trace import run_span
 from dovetail.rollout.generate import generate, status_of
 from dovetail.rollout.sampling import mix_seed
 from dovetail.types import DovetailError, GenerateCall, Group, HookRunError, Sample, SamplingParams
+from dovetail.types.calls import RUNNING_CALL
 from dovetail.types.ports import Engine, Scorer, Tokenizer
 
 GenerateHook = Callable[[GenerateCall], Awaitable[Sample | list[Sample]]]
@@ -64,7 +66,8 @@ class GroupRunner:
         finished = [sample for made in outcomes if isinstance(made, list) for sample in made]
         unscored = any(sample.reward is None for sample in finished)
         if self.group_rm and unscored and all(is_finished(sample) for sample in finished):
-            await self.scorer.score_group(finished)
+            with run_span(finished, "reward"):
+                await self.scorer.score_group(finished)
         return finished
 
     async def _run_sample(
@@ -79,7 +82,8 @@ class GroupRunner:
         made = await self._generated(sample, dataclasses.replace(sampling, seed=seed))
         for one in made:
             if not self.group_rm and is_finished(one) and one.reward is None:
-                await self.scorer.score(one)
+                with run_span(one, "reward"):
+                    await self.scorer.score(one)
         return made
 
     async def _generated(self, sample: Sample, sampling: SamplingParams) -> list[Sample]:
@@ -87,7 +91,8 @@ class GroupRunner:
         it lies under, or make samples without any: they are put back."""
         ids, was_done = (sample.group_index, sample.index), is_done(sample)
         try:
-            made = await self._generate(sample, sampling)
+            with run_span(sample, "generate"):
+                made = await self._generate(sample, sampling)
         except asyncio.CancelledError:
             # Its function may have been cut off between two writes.
             sample.reset_for_retry()
@@ -115,6 +120,7 @@ class GroupRunner:
             evaluation=self.evaluation,
             is_aborted=lambda: self.aborted,
         )
+        RUNNING_CALL.set(call)
         return _checked(await generate_function(call), sample)
 
     def _function_of(self, sample: Sample) -> GenerateHook | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -145,6 +146,11 @@ class GenerateCall:
             "spaces_between_special_tokens": False,
             "sampling_seed": self.sampling.seed,
         }
+
+
+RUNNING_CALL: ContextVar[GenerateCall | None] = ContextVar("RUNNING_CALL", default=None)
+"""In the task of a user's generate function: what it was called with. Foreign state objects, which
+it makes for itself, find the run's tokenizer and its abort here."""
 
 
 @dataclass(frozen=True)
