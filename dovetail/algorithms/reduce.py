@@ -13,13 +13,16 @@ import torch
 
 
 def row_weights(
-    mask_sums_R: Sequence[int], rollouts_R: Sequence[int], per_token: bool
+    mask_sums_R: Sequence[int],
+    rollouts_R: Sequence[int],
+    per_token: bool,
+    divisors_R: Sequence[int] | None = None,
 ) -> list[float]:
     """The weight of each trained token of row r.
 
     Mean over rollouts of token means: `1 / (trained tokens of the rollout x rollouts of the step)`;
-    a rollout without trained tokens counts in the mean. `per_token`: `1 / trained tokens of the
-    step`.
+    a rollout without trained tokens counts in the mean. `divisors_R` takes the place of the trained
+    tokens of the row's rollout. `per_token`: `1 / trained tokens of the step`.
     """
     if per_token:
         total = sum(mask_sums_R)
@@ -27,26 +30,25 @@ def row_weights(
     of_rollout: dict[int, int] = defaultdict(int)
     for mask_sum, rollout in zip(mask_sums_R, rollouts_R, strict=True):
         of_rollout[rollout] += mask_sum
-    return [
-        1.0 / (of_rollout[rollout] * len(of_rollout)) if of_rollout[rollout] else 0.0
-        for rollout in rollouts_R
-    ]
+    divisors = [of_rollout[rollout] for rollout in rollouts_R] if divisors_R is None else divisors_R
+    return [1.0 / (divisor * len(of_rollout)) if divisor else 0.0 for divisor in divisors]
 
 
-def whiten(advantages_S: torch.Tensor, mask_sums_S: torch.Tensor) -> torch.Tensor:
-    """Advantages with mean 0 and variance 1 over all trained tokens, [S].
+def whiten(advantages_N: torch.Tensor, counts_N: torch.Tensor) -> torch.Tensor:
+    """Advantages with mean 0 and variance 1 over all trained tokens, [N].
 
-    Sample i stands for `mask_sums_S[i]` tokens of equal advantage. Variance as in slime: the
-    unbiased one, 1e-8 added under the root. Fewer than two tokens: only centred.
+    `counts_N[i]` is how many tokens entry i stands for: its loss mask, or the trained tokens of a
+    sample. Variance as in slime: the unbiased one, 1e-8 added under the root. Fewer than two
+    tokens: only centred.
     """
-    counts_S = mask_sums_S.to(torch.float64)
-    values_S = advantages_S.to(torch.float64)
-    total = counts_S.sum()
+    counts_N = counts_N.to(torch.float64)
+    values_N = advantages_N.to(torch.float64)
+    total = counts_N.sum()
     if total == 0:
-        return advantages_S
-    mean = (values_S * counts_S).sum() / total
-    centred_S = values_S - mean
+        return advantages_N
+    mean = (values_N * counts_N).sum() / total
+    centred_N = values_N - mean
     if total < 2:
-        return centred_S.to(advantages_S.dtype)
-    variance = (centred_S.square() * counts_S).sum() / (total - 1)
-    return (centred_S * torch.rsqrt(variance + 1e-8)).to(advantages_S.dtype)
+        return centred_N.to(advantages_N.dtype)
+    variance = (centred_N.square() * counts_N).sum() / (total - 1)
+    return (centred_N * torch.rsqrt(variance + 1e-8)).to(advantages_N.dtype)

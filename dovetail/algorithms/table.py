@@ -25,7 +25,10 @@ class Row:
     name: str
     doc: str
     path: str
-    """`package.module:attribute`."""
+    """`package.module:attribute`; empty where a hook is the function."""
+
+
+CUSTOM_LOSS = "custom_loss"
 
 
 def _table(*rows: Row) -> dict[str, Row]:
@@ -52,6 +55,11 @@ LOSSES: Mapping[str, Row] = _table(
         "Cross entropy of the response tokens.",
         "dovetail.algorithms.losses.sft:sft_loss",
     ),
+    Row(
+        CUSTOM_LOSS,
+        "The function of custom_loss_function_path, over whole micro-batches.",
+        "",
+    ),
 )
 
 
@@ -67,6 +75,11 @@ def load(table: Mapping[str, Row], name: str, flag: str) -> Callable[..., Any]:
         raise ConfigError(
             f"--{flag.replace('_', '-')} (algorithm.{flag}) is {name!r}, expected one of "
             f"{', '.join(table)}{hint}"
+        )
+    if not table[name].path:
+        raise ConfigError(
+            f"--{flag.replace('_', '-')} {name} (algorithm.{flag}) needs the function of "
+            f"--{name.replace('_', '-')}-function-path (TOML: hooks.{name}_function_path)"
         )
     module, _, attribute = table[name].path.partition(":")
     function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)

@@ -99,8 +99,7 @@ UNSUPPORTED: dict[str, str] = _table(
             generate-max-turns generate-tool-specs-path generate-tool-call-parser
             generate-execute-tool-function-path""",
         "off-policy corrections and asynchronous rollouts": """
-            use-tis tis-clip tis-clip-low use-opsm opsm-delta use-rollout-logprobs
-            get-mismatch-metrics keep-old-actor update-weights-interval fully-async
+            use-opsm opsm-delta keep-old-actor update-weights-interval fully-async
             max-weight-staleness use-routing-replay use-rollout-routing-replay
             use-unbiased-kl use-rollout-entropy true-on-policy-mode""",
         "critics, other estimators' settings and reference updates": """

@@ -39,28 +39,37 @@ def clipped_loss(
     return loss_N, bound_N.to(loss_N.dtype)
 
 
-def policy_loss(
+def policy_terms(
     inputs: TokenInputs, config: AlgorithmConfig
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Clipped ratio, plus `kl_loss_coef` x KL to the reference, minus `entropy_coef` x entropy;
-    [N]."""
+) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, torch.Tensor]]:
+    """The policy loss alone, what is added to it (None: nothing), and metrics; each [N]."""
     ratio_N = torch.exp(inputs.logprobs_N - inputs.old_logprobs_N)
     high = config.eps_clip if config.eps_clip_high is None else config.eps_clip_high
     pg_N, clip_N = clipped_loss(
         ratio_N, inputs.advantages_N, config.eps_clip, high, config.eps_clip_c
     )
-    loss_N = pg_N
     metrics = {
         "pg_loss": pg_N,
         "clip_frac": clip_N,
         "ratio_mean": ratio_N,
         "entropy": inputs.entropy_N,
     }
+    added_N = None
     if inputs.ref_logprobs_N is not None:
         kl_N = kl_estimate(inputs.logprobs_N, inputs.ref_logprobs_N, config.kl_loss_type)
         metrics["kl"] = kl_N
         if config.use_kl_loss and config.kl_loss_coef:
-            loss_N = loss_N + config.kl_loss_coef * kl_N
+            added_N = config.kl_loss_coef * kl_N
     if config.entropy_coef:
-        loss_N = loss_N - config.entropy_coef * inputs.entropy_N
-    return loss_N, metrics
+        bonus_N = -config.entropy_coef * inputs.entropy_N
+        added_N = bonus_N if added_N is None else added_N + bonus_N
+    return pg_N, added_N, metrics
+
+
+def policy_loss(
+    inputs: TokenInputs, config: AlgorithmConfig
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Clipped ratio, plus `kl_loss_coef` x KL to the reference, minus `entropy_coef` x entropy;
+    [N]."""
+    pg_N, added_N, metrics = policy_terms(inputs, config)
+    return pg_N if added_N is None else pg_N + added_N, metrics

@@ -13,7 +13,8 @@ class AlgorithmConfig(Section):
     """Advantage, loss and KL."""
 
     loss_type: str = Field(
-        "policy_loss", description="policy_loss, sft_loss, or another row of the loss table."
+        "policy_loss",
+        description="policy_loss, sft_loss, or custom_loss (custom_loss_function_path).",
     )
     advantage_estimator: str = Field("grpo", description="Row of the advantage table.")
     grpo_std_normalization: bool = Field(
@@ -40,4 +41,17 @@ class AlgorithmConfig(Section):
     calculate_per_token_loss: bool = Field(
         False,
         description="Mean over tokens of the step instead of mean over samples of token means.",
+    )
+    use_rollout_logprobs: bool = Field(
+        False, description="The engine's logprobs are those of the old policy; no pass for them."
+    )
+    use_tis: bool = Field(
+        False,
+        description="Weigh the policy loss for tokens that the engine sampled with other odds than "
+        "the trainer's: truncated importance sampling, or custom_tis_function_path.",
+    )
+    tis_clip: float = Field(2.0, gt=0, description="Upper bound of the weights of use_tis.")
+    tis_clip_low: float = Field(0.0, ge=0, description="Lower bound of the weights of use_tis.")
+    get_mismatch_metrics: bool = Field(
+        False, description="Measure as under use_tis; built-in corrections then change nothing."
     )
