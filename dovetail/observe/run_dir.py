@@ -7,6 +7,8 @@
                                 future that a resumed run left
           samples/              step_000001.jsonl: the samples that step trained on
           eval/                 <set>_000001.jsonl: the samples of an evaluation
+          trace/                step_000001.json, eval_000001.json: what happened when, for
+                                ui.perfetto.dev (--trace)
           checkpoints/          step_000001/
           tensorboard/, wandb/  what those trackers write
           reward.png            the reward curve
@@ -31,9 +33,9 @@ OUTPUTS = Path("outputs")
 _CONFIG, _ORIGINS, _RESULT = "config.toml", "origins.json", "result.json"
 _METRICS, _LOG, _REWARD_PNG = "metrics.jsonl", "log.txt", "reward.png"
 _SAMPLES, _EVAL, _CHECKPOINTS = "samples", "eval", "checkpoints"
-_TENSORBOARD, _WANDB = "tensorboard", "wandb"
+_TENSORBOARD, _WANDB, _TRACE = "tensorboard", "wandb", "trace"
 _SUPERSEDED = "superseded"
-_STEP_FILE = re.compile(r".+_(\d+)\.jsonl")
+_STEP_FILE = re.compile(r".+_(\d+)\.jsonl?")
 _UNSAFE = re.compile(r"[^\w.\-]")
 
 
@@ -153,6 +155,14 @@ class RunDir:
         """Samples of the evaluation set `name`, evaluated when `step` steps were done."""
         return self.path / _EVAL / f"{_UNSAFE.sub('_', name)}_{step:06d}.jsonl"
 
+    def trace(self, step: int) -> Path:
+        """What happened when in the step."""
+        return self.path / _TRACE / f"step_{step:06d}.json"
+
+    def eval_trace(self, step: int) -> Path:
+        """What happened when in the evaluation after `step` steps."""
+        return self.path / _TRACE / f"eval_{step:06d}.json"
+
     def free_superseded_metrics(self) -> Path:
         """The first unused `metrics.superseded-<n>.jsonl`."""
         return self._free_superseded(self.metrics)
@@ -171,16 +181,16 @@ class RunDir:
         return aside
 
     def supersede_samples(self, step: int) -> list[Path]:
-        """Move sample files of `step` and later into a folder `superseded-<n>` beside them.
+        """Move samples and traces of `step` and later into a folder `superseded-<n>` beside them.
 
         Returns:
             The folders that files were moved to.
         """
         moved = []
-        for folder in (self.path / _SAMPLES, self.path / _EVAL):
+        for folder in (self.path / name for name in (_SAMPLES, _EVAL, _TRACE)):
             later = [
                 path
-                for path in (sorted(folder.glob("*.jsonl")) if folder.is_dir() else [])
+                for path in (sorted(folder.glob("*.json*")) if folder.is_dir() else [])
                 if (match := _STEP_FILE.fullmatch(path.name)) and int(match[1]) >= step
             ]
             if not later:
@@ -193,7 +203,7 @@ class RunDir:
 
     def _declared(self) -> Iterator[Path]:
         names = (_CONFIG, _ORIGINS, _METRICS, _LOG, _REWARD_PNG, _RESULT)
-        folders = (_SAMPLES, _EVAL, _CHECKPOINTS, _TENSORBOARD, _WANDB)
+        folders = (_SAMPLES, _EVAL, _CHECKPOINTS, _TENSORBOARD, _WANDB, _TRACE)
         yield from (path for name in (*names, *folders) if (path := self.path / name).exists())
         yield from self.path.glob(f"*.{_SUPERSEDED}-*")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,7 +15,9 @@ from dovetail.checkpoint.manager import CheckpointManager, Part
 from dovetail.checkpoint.rng import capture_rng, restore_rng
 from dovetail.config.run import RunConfig
 from dovetail.observe.run_dir import RunDir, checkpoints_at
+from dovetail.observe.trace import recording_run
 from dovetail.run.interrupt import Interrupt
+from dovetail.run.leaving import UserThreads, close_runner, wait_for
 from dovetail.run.report import Reporter, RunReport, Timer, step_metrics
 from dovetail.run.schedule import Schedule
 from dovetail.types import CheckpointError, EvalOutput, RolloutOutput, Sample
@@ -28,6 +31,10 @@ log = logging.getLogger(__name__)
 
 Collect = Callable[[int], Awaitable[RolloutOutput]]
 Evaluate = Callable[[int], Awaitable[EvalOutput]]
+LogRollout = Callable[[int, list[Sample], dict[str, Any], float], bool]
+"""`(rollout_id, samples, metrics, seconds)`; true: the metrics are not logged."""
+LogEval = Callable[[int, dict[str, dict[str, list[Any]]], dict[str, Any]], bool]
+"""`(rollout_id, columns by set, metrics)`; true: the metrics are not logged."""
 
 
 class ScorerPart(Protocol):
@@ -58,6 +65,12 @@ class Run:
     scorer: ScorerPart | None = None
     engines: list[Any] = field(default_factory=list)
     export: Callable[[Path], object] | None = None
+    log_rollout: LogRollout | None = None
+    log_eval: LogEval | None = None
+    learn: Callable[..., None] = lambda **facts: None
+    """Tells users' functions facts of the run, as attributes of their `args`."""
+    check_hooks: Callable[[], None] = lambda: None
+    """Raises when a user's function is overdue."""
     runner: asyncio.Runner = field(default_factory=asyncio.Runner)
     position: tuple[int, bool] = (0, False)
     """Finished steps, and whether the evaluation due there is done: where a checkpoint would
@@ -66,9 +79,13 @@ class Run:
     saved: tuple[int, bool] | None = None
     exported: Path | None = None
     """The last Hugging Face directory that was written."""
+    _source_before: Any = None
+    """The source's state before the rollout of the step under way."""
+    _training: bool = False
 
     def __enter__(self) -> Run:
         self.interrupt.__enter__()
+        self.runner.get_loop().set_default_executor(UserThreads())
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -78,7 +95,7 @@ class Run:
         try:
             self.runner.run(self._close())
         finally:
-            self.runner.close()
+            close_runner(self.runner)
             self.reporter.close()
             self.interrupt.__exit__(*exc)
 
@@ -87,7 +104,22 @@ class Run:
             await engine.close()
         if self.scorer is not None:
             self.scorer.close()
-        self.compute.shutdown()
+        # What it works on after an error is a user's function that may never return.
+        self.compute.shutdown(wait=not self._training, cancel_futures=True)
+
+    @property
+    def between_steps(self) -> bool:
+        """Whether the weights are no longer those of `position`."""
+        return self._training and getattr(self.trainer, "changed", True)
+
+    def stands_at(self, done: int, evaluated: bool) -> None:
+        """So far everything is whole: a checkpoint could be taken here."""
+        self.position, self._training, self._source_before = (done, evaluated), False, None
+
+    def rewind(self) -> None:
+        """Put the source back to where the step under way began."""
+        if self.source is not None and self._source_before is not None:
+            _restore(self.source, self._source_before)
 
     def resume(self) -> tuple[int, bool]:
         """Restore every part from `--load`; without it (0, False).
@@ -114,7 +146,10 @@ class Run:
             log.warning("passed over a damaged checkpoint: %s", reason)
         if self.trainer is not None:
             self.trainer.load_state_dict(*checkpoint.part("policy"))
+        self.learn(start_rollout_id=checkpoint.step)
         if self.source is not None:
+            if hasattr(self.source, "load"):
+                self.source.load(checkpoint.step - 1)
             self.source.load_state_dict(checkpoint.part("source")[1])
         restore_rng(*checkpoint.part("rng"))
         evaluated = bool(checkpoint.part("loop")[1]["evaluated"])
@@ -137,27 +172,33 @@ class Run:
         Raises:
             Interrupted: a signal came before the step had its samples.
         """
-        before = self.source.state_dict() if self.source is not None else None
+        self._source_before = _snapshot(self.source)
+        started = time.perf_counter()
         try:
             output = self.interrupt.run(self.runner, self._collect(rollout_id))
         except BaseException:
-            if self.source is not None and before is not None:
-                self.source.load_state_dict(before)
+            self.rewind()
             raise
         if self.scorer is not None:
             output.metrics.update(self.scorer.metrics())
         self.reporter.samples(rollout_id, output)
+        if self.log_rollout is not None:
+            samples = [sample for group in output.samples for sample in group]
+            if self.log_rollout(rollout_id, samples, output.metrics, time.perf_counter() - started):
+                output.metrics = {}
         return output
 
     async def _collect(self, rollout_id: int) -> RolloutOutput:
-        return await self.collect(rollout_id)
+        with recording_run(self.config.observe.trace):
+            return await self.collect(rollout_id)
 
     def train(self, output: RolloutOutput) -> dict[str, float]:
         """Train on one step's samples; nothing under --debug-rollout-only."""
         if self.trainer is None:
             return {}
+        self._training = True
         rows = self.to_rows([sample for group in output.samples for sample in group])
-        return self.compute.submit(self.trainer.train, rows).result()
+        return wait_for(self.compute.submit(self.trainer.train, rows), self.check_hooks)
 
     def evaluate(self, done: int) -> None:
         """Evaluate and log.
@@ -170,12 +211,15 @@ class Run:
         evaluator, timer = self.evaluator, Timer()
 
         async def work() -> EvalOutput:
-            return await evaluator(done)
+            with recording_run(self.config.observe.trace):
+                return await evaluator(done)
 
         with timer.phase("eval"):
             output = self.interrupt.run(self.runner, work())
         if self.scorer is not None:
             self.scorer.metrics()
+        if self.log_eval is not None and self.log_eval(done, output.columns, output.metrics):
+            output.metrics = {}
         self.reporter.evaluation(done, output, timer)
 
     def report_step(
@@ -183,6 +227,7 @@ class Run:
     ) -> None:
         """Log one finished step."""
         self.reporter.step(done, step_metrics(output.samples, output.metrics, trained, timer))
+        self.reporter.trace(done, output.samples, timer)
 
     def save(self, done: int, evaluated: bool) -> None:
         """Write a checkpoint of this position, and an export if every save has one, unless it is
@@ -234,6 +279,8 @@ class Run:
             "loop": ({}, {"evaluated": evaluated, **self._origin()}),
         }
         if self.source is not None:
+            if hasattr(self.source, "save"):
+                self.source.save(self.position[0] - 1)
             parts["source"] = ({}, self.source.state_dict())
         return parts
 
@@ -261,3 +308,17 @@ class Run:
         )
         self.reporter.finished(report)
         return report
+
+
+def _snapshot(source: Any) -> Any:
+    """What `_restore` needs. A user's source may have a quicker way than its whole state."""
+    if source is None:
+        return None
+    return source.snapshot() if hasattr(source, "snapshot") else source.state_dict()
+
+
+def _restore(source: Any, before: Any) -> None:
+    if hasattr(source, "restore"):
+        source.restore(before)
+    else:
+        source.load_state_dict(before)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from dovetail.config.resolve import Resolved
 from dovetail.config.sections import ObserveConfig
@@ -19,6 +20,8 @@ from dovetail.observe.log import open_log, warn_once
 from dovetail.observe.plot import plot_reward
 from dovetail.observe.progress import make_progress
 from dovetail.observe.run_dir import RunDir
+from dovetail.observe.trace import wall_time
+from dovetail.observe.trace_file import Phase, Tracks, write_trace
 from dovetail.observe.tracker import Trackers, TrackerSetup, open_trackers
 from dovetail.observe.trackers.jsonl import supersede_rows
 from dovetail.types import DataError, EvalOutput, Group, RolloutOutput, Sample
@@ -32,6 +35,7 @@ class Timer:
     def __init__(self) -> None:
         self._started = time.perf_counter()
         self.phases: dict[str, float] = {}
+        self.spans: list[Phase] = []
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -40,7 +44,9 @@ class Timer:
         try:
             yield
         finally:
-            self.phases[name] = self.phases.get(name, 0.0) + time.perf_counter() - started
+            seconds = time.perf_counter() - started
+            self.phases[name] = self.phases.get(name, 0.0) + seconds
+            self.spans.append(Phase(name, wall_time(started), seconds))
 
     def metrics(self) -> dict[str, float]:
         """`time/<phase>_s` of every phase, and `time/step_s` since the timer was made."""
@@ -150,16 +156,24 @@ class Reporter:
         """Log one finished step."""
         if self.failed_saves:
             metrics = {**metrics, "checkpoint/failed_saves": float(self.failed_saves)}
+        metrics = _numbers(metrics)
         self._track(done, metrics)
         self._progress.step(done, metrics)
 
+    def trace(self, done: int, groups: Iterable[Group], timer: Timer) -> None:
+        """Write what happened when in the step, if the configuration asks for it."""
+        named = ((f"group {group[0].group_index}", group) for group in groups if group)
+        self._trace(self.run_dir.trace(done), named, timer)
+
     def evaluation(self, done: int, output: EvalOutput, timer: Timer) -> None:
         """Log one evaluation."""
-        metrics = {**output.metrics, "time/eval_s": timer.phases["eval"]}
+        metrics = _numbers({**output.metrics, "time/eval_s": timer.phases["eval"]})
         self._track(done, metrics)
         self._progress.evaluated(done, metrics)
         for name, samples in output.data.items():
-            self._keep(self.run_dir.eval_samples(name, done), samples)
+            if samples:
+                self._keep(self.run_dir.eval_samples(name, done), samples)
+        self._trace(self.run_dir.eval_trace(done), output.data.items(), timer)
 
     def saved(self, done: int, path: Path) -> None:
         """A checkpoint was written."""
@@ -219,7 +233,29 @@ class Reporter:
         except (OSError, DataError) as error:
             warn_once(log, "samples are not kept: %s", error)
 
+    def _trace(self, path: Path, tracks: Tracks, timer: Timer) -> None:
+        """As `_keep`: that it can't be written costs no training."""
+        if not self.config.observe.trace:
+            return
+        try:
+            write_trace(path, tracks, timer.spans)
+        except (OSError, TypeError) as error:
+            warn_once(log, "a trace is not kept: %s", error)
+
     def _track(self, done: int, metrics: Mapping[str, float]) -> None:
         assert self._trackers is not None
         self._trackers.log(metrics, done)
         self.last.update(metrics)
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics that are numbers: users' functions may put anything in. What is left out is told,
+    for a tracker that meets it would be lost."""
+    numbers: dict[str, float] = {}
+    for name, value in metrics.items():
+        try:
+            numbers[str(name)] = value if isinstance(value, int | float) else float(value)
+        except (TypeError, ValueError, RuntimeError):
+            kind = type(value).__name__
+            warn_once(log, "metric %s is not logged: it is a %s, no number", name, kind, key=name)
+    return numbers

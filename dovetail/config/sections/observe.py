@@ -28,6 +28,13 @@ class ObserveConfig(Section):
     save_samples: bool = Field(
         True, description="Write the samples of every step to the run directory."
     )
+    trace: bool = Field(
+        False,
+        description=(
+            "Write a trace of every step (phases, samples, spans of hooks) to the run directory, "
+            "for ui.perfetto.dev."
+        ),
+    )
     progress: Literal["auto", "rich", "plain", "off"] = Field(
         "auto", description="Progress bars on a terminal, plain lines otherwise."
     )
