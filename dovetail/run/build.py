@@ -87,6 +87,8 @@ def build(resolved: Resolved) -> Run:
         source=parts.source,
         scorer=parts.scorer if parts.samples else None,
         engines=[parts.engine] if parts.samples else [],
+        log_rollout=parts.hooks.get("custom_rollout_log_function"),
+        log_eval=parts.hooks.get("custom_eval_rollout_log_function"),
         export=functools.partial(hf.save_hf, parts.models.model, parts.models.tokenizer),
     )
 

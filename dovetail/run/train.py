@@ -8,13 +8,15 @@ One turn is one step: collect samples with the current weights, train on them, p
 weights.
 Rollout and evaluation run on the asyncio loop and wait for engines and rewards; training blocks
 it. A signal cancels a rollout (its prompts go back) but never a training step, so what is saved is
-always a whole number of steps.
+always a whole number of steps. An error ends the run at the same places: where the weights are
+those of a whole number of steps, they are saved first.
 """
 
 from __future__ import annotations
 
 from dovetail.config.resolve import Resolved
 from dovetail.run.build import build
+from dovetail.run.faults import save_what_stands
 from dovetail.run.interrupt import Interrupted
 from dovetail.run.parts import Run
 from dovetail.run.report import RunReport, Timer
@@ -24,7 +26,7 @@ def run_training(resolved: Resolved) -> RunReport:
     """Build the parts of a resolved configuration and train to the end, or to a signal.
 
     Raises:
-        DovetailError: see the subclasses; everything on disk stays as it was.
+        DovetailError: see the subclasses; a note says what was saved and where to go on from.
     """
     with build(resolved) as run:
         done, evaluated = run.resume()
@@ -33,6 +35,9 @@ def run_training(resolved: Resolved) -> RunReport:
         except Interrupted:
             done, evaluated = run.position
             run.save(done, evaluated)
+        except Exception as error:
+            save_what_stands(run, error)
+            raise
         return run.finish(done)
 
 
@@ -46,7 +51,7 @@ def train(run: Run, done: int, evaluated: bool) -> tuple[int, bool]:
         Interrupted: a signal cancelled a rollout or an evaluation; `run.position` is where it
         stood.
     """
-    run.position = (done, evaluated)
+    run.stands_at(done, evaluated)
     run.publish(done)
     if not evaluated:
         evaluate(run, done)
@@ -59,7 +64,7 @@ def train(run: Run, done: int, evaluated: bool) -> tuple[int, bool]:
         done += 1
         with timer.phase("publish"):
             run.publish(done)
-        run.position = (done, not run.schedule.eval_due(done))
+        run.stands_at(done, not run.schedule.eval_due(done))
         run.report_step(done, output, trained, timer)
         if not run.interrupt.requested:
             evaluate(run, done)
@@ -72,4 +77,4 @@ def evaluate(run: Run, done: int) -> None:
     """Evaluate if it is due when `done` steps are done."""
     if run.schedule.eval_due(done):
         run.evaluate(done)
-    run.position = (done, True)
+    run.stands_at(done, True)
