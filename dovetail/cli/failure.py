@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import errno
 import sys
+import sysconfig
 import tempfile
 import traceback
+from pathlib import Path
 
-from dovetail.types.errors import DovetailError
+from dovetail.types.errors import DovetailError, HookRunError, RewardError, RolloutError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MEMORY = ("OutOfMemoryError", "MemoryError")
+_OF_USERS_CODE = (HookRunError, RewardError, RolloutError)
+_OURS = (str(Path(__file__).parents[1]), "<frozen")
+_STANDARD = sysconfig.get_path("stdlib") + "/"
+_SITE = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
+_MOST_FRAMES = 30
 
 
 def report(error: BaseException, *, show_traceback: bool) -> int:
@@ -23,6 +30,9 @@ def report(error: BaseException, *, show_traceback: bool) -> int:
     if message is None:
         message = _unexpected(error, show_traceback)
     sys.stderr.write("error: " + message.replace("\n", "\n  ") + "\n")
+    if not show_traceback:
+        sys.stderr.write(_users_part(error))
+        sys.stderr.writelines(f"{note}\n" for note in getattr(error, "__notes__", ()))
     return error.exit_code if isinstance(error, DovetailError) else 1
 
 
@@ -44,6 +54,26 @@ def _message(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno is not None and error.filename:
         return f"{error.filename}: {error.strerror}"
     return None
+
+
+def _users_part(error: BaseException) -> str:
+    """The traceback of what a user's function raised, from its own first line on."""
+    cause = error.__cause__ if isinstance(error, _OF_USERS_CODE) else None
+    while cause is not None:
+        frames = traceback.extract_tb(cause.__traceback__)
+        users = [i for i, frame in enumerate(frames) if _is_users(frame.filename)]
+        if users and not isinstance(cause, DovetailError):
+            shown = traceback.format_list(frames[users[0] :][-_MOST_FRAMES:])
+            said = traceback.format_exception_only(cause)
+            return "".join(["in your code (most recent call last):\n", *shown, *said])
+        cause = cause.__cause__
+    return ""
+
+
+def _is_users(file: str) -> bool:
+    if file.startswith(_OURS):
+        return False
+    return file.startswith(_SITE) or not file.startswith(_STANDARD)
 
 
 def _first_line(error: BaseException) -> str:

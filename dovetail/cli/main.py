@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -75,7 +76,12 @@ Start:  dovetail train --hf-checkpoint DIR --prompt-data FILE.jsonl --label-key 
 
 def entry() -> None:
     """The console script."""
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    if threading.active_count() > 1:
+        from dovetail.run.leaving import leave
+
+        leave(code)
+    sys.exit(code)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -10,7 +10,7 @@ import pytest
 from dovetail import __version__
 from dovetail.cli import failure
 from dovetail.cli.main import COMMANDS, main
-from dovetail.types.errors import RewardError, TrainError
+from dovetail.types.errors import HookRunError, RewardError, TrainError
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -195,3 +195,29 @@ def test_hooks_are_listed_by_stage_and_explained_one_by_one(
         assert "accepted call forms:" in text and "  def " in text
     assert main(["hooks", "custom_rn"]) == 2
     assert "did you mean 'custom_rm'?" in capsys.readouterr().err
+
+
+def test_what_a_users_function_raised_is_shown_from_its_own_first_line_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    user = tmp_path / "theirs.py"
+    user.write_text("def inner():\n    return {}['key']\n\n\ndef hook():\n    return inner()\n")
+    scope: dict[str, object] = {}
+    exec(compile(user.read_text(), str(user), "exec"), scope)
+
+    def work(resolved: object) -> _Report:
+        try:
+            scope["hook"]()  # type: ignore[operator]
+        except KeyError as error:
+            failed = HookRunError("--a-hook: hook raised KeyError: 'key'")
+            failed.add_note("The state after step 2 is saved.")
+            raise failed from error
+        return _Report()
+
+    assert main(_run_with(monkeypatch, tmp_path, work)) == 1
+    lines = capsys.readouterr().err.splitlines()
+    start = lines.index("error: --a-hook: hook raised KeyError: 'key'")
+    assert lines[start + 1] == "in your code (most recent call last):"
+    assert [line for line in lines if line.startswith("  File")][-1].endswith("in inner")
+    assert lines[-2:] == ["KeyError: 'key'", "The state after step 2 is saved."]
+    assert not any("cli/main.py" in line for line in lines)
