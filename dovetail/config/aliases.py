@@ -36,6 +36,8 @@ ALIASES: dict[str, Alias] = {
     "disable_rewards_normalization": Alias("rewards_normalization", negates=True),
     "colocate": Alias("mode", constant="colocated"),
     "bf16": Alias("dtype", constant="bfloat16"),
+    "slime_router_middleware_paths": Alias("router_middleware_paths", takes_value=True),
+    "miles_router_middleware_paths": Alias("router_middleware_paths", takes_value=True),
     "recompute_granularity": Alias("gradient_checkpointing", constant=True, takes_value=True),
 }
 
@@ -86,18 +88,8 @@ WITHOUT_EFFECT: dict[str, str] = _table(
 
 UNSUPPORTED: dict[str, str] = _table(
     {
-        "the hook of that name": """
-            custom-update-weight-post-write-path custom-model-provider-path
-            rollout-sample-hook-path custom-rollout-log-function-path
-            custom-eval-rollout-log-function-path rollout-data-postprocess-path data-source-path
-            custom-loss-function-path custom-advantage-function-path custom-tis-function-path
-            custom-pg-loss-reducer-function-path custom-convert-samples-to-train-data-path
-            rollout-sample-filter-path rollout-all-samples-process-path custom-megatron-init-path
-            custom-megatron-before-log-prob-hook-path custom-megatron-before-train-step-hook-path
-            custom-megatron-post-save-hook-path custom-config-path custom-async-data-buffer-path
-            session-sample-picker-path session-sample-postprocessor-path custom-agent-function-path
-            generate-max-turns generate-tool-specs-path generate-tool-call-parser
-            generate-execute-tool-function-path""",
+        "the stock multi-turn generate function": """
+            generate-max-turns generate-tool-call-parser""",
         "off-policy corrections and asynchronous rollouts": """
             use-opsm opsm-delta keep-old-actor update-weights-interval fully-async
             max-weight-staleness use-routing-replay use-rollout-routing-replay

@@ -7,6 +7,7 @@ together with its nearest neighbour before anything else is complained about.
     --rollout-batch-size 32     a value; also --rollout-batch-size=32
     --partial-rollout           true; --no-partial-rollout is false
     --rollout-stop a b          a list: everything up to the next flag; --no-rollout-stop is empty
+    --rollout-sample-hook-path  a list of functions: the flag may be repeated
     --no-eval-interval          unset
     --apply-chat-template-kwargs '{"enable_thinking": false}'     JSON
 """
@@ -71,8 +72,16 @@ def _read_one(token: str, following: Sequence[str], into: Incoming) -> int:
     if leaf is None:
         return _read_foreign(name, values, has_value, origin, into)
     value, taken = _typed(leaf, written, values, has_value)
-    into.put(name, value, origin)
+    into.put(name, _added(leaf, value, into), origin)
     return taken
+
+
+def _added(leaf: Leaf, value: Any, into: Incoming) -> Any:
+    """With what the same flag gave before, where a flag may be repeated; files are replaced."""
+    before = into.origins.get(leaf.name, "")
+    if leaf.adds_up and before.startswith("flag "):
+        return [*into.values[leaf.name], *value]
+    return value
 
 
 def _negated(leaf: Leaf, written: str, has_value: str) -> Any:
@@ -90,6 +99,9 @@ def _read_foreign(name: str, values: list[str], has_value: str, origin: str, int
         into.put(name, True, origin)
         return 0
     plain: Any = True if not values else values[0] if len(values) == 1 else values
+    own = leaves()[alias.leaf] if alias is not None else None
+    if own is not None and own.is_list:
+        plain = _added(own, values, into)
     if alias is not None and not alias.takes_value:
         plain = _truth(values[0], origin)
     into.put(name, plain, origin)

@@ -58,6 +58,11 @@ class Leaf:
         return self.kind.startswith("list")
 
     @property
+    def adds_up(self) -> bool:
+        """Whether a repeated flag adds to what it gave before: lists of functions."""
+        return self.is_list and self.section == "hooks"
+
+    @property
     def can_be_negated(self) -> bool:
         """Whether `--no-<name>` exists: false, unset or empty."""
         return self.kind in ("bool", "json") or self.is_list or self.optional

@@ -1,93 +1,41 @@
-"""From a matched function to a callable in the native form of its slot."""
+"""From a matched function to a callable in the native form of its slot: the rollout's side."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import inspect
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from dovetail.hooks import returns
-from dovetail.hooks.load import blame
-from dovetail.hooks.match import Match, is_async, place
-from dovetail.hooks.spec import HookSpec, OnError
+from dovetail.hooks.adapt_training import TRAINING
+from dovetail.hooks.foreign_source import SamplesAccess, UserSource
+from dovetail.hooks.invoke import Invoke
+from dovetail.hooks.spec import HookSpec, Kind
 from dovetail.types import (
-    DovetailError,
+    DataSourceCall,
     DynamicFilterOutput,
     EvalOutput,
     GenerateCall,
+    GenerateFnInput,
     Group,
     HookRunError,
     RolloutCall,
+    RolloutFnConstructorInput,
+    RolloutFnEvalInput,
+    RolloutFnTrainInput,
     RolloutOutput,
     Sample,
 )
 
-
-class Invoke:
-    """Calls the user's object with named values, in its own form; a class is constructed once."""
-
-    def __init__(self, spec: HookSpec, target: Any, match: Match, args: Any) -> None:
-        self.spec, self.target, self.match, self.args = spec, target, match, args
-        self.is_async = is_async(target)
-        self._instance: Any = None
-
-    def __call__(self, **values: Any) -> Any:
-        values["args"] = self.args
-        form = self.match.form
-        keywords = {name: values[name] for name in self.match.keywords}
-        try:
-            return self._callable(values)(*(values[name] for name in form.positional), **keywords)
-        except Exception as error:
-            raise self._explained(error) from error
-
-    async def awaited(self, **values: Any) -> Any:
-        """The result, of an async function too. A plain one runs here, on the caller's loop."""
-        return await self._finish(self(**values))
-
-    async def in_thread(self, **values: Any) -> Any:
-        """As `awaited`, but a plain function gets a thread: it may block for long."""
-        if self.is_async:
-            return await self.awaited(**values)
-        return await self._finish(await asyncio.to_thread(self, **values))
-
-    def finished(self, **values: Any) -> Any:
-        """The result for an owner that can't await: an async function runs on a loop of its own."""
-        got = self(**values)
-        if not inspect.isawaitable(got):
-            return got
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            return pool.submit(asyncio.run, self._finish(got)).result()
-
-    async def _finish(self, got: Any) -> Any:
-        try:
-            return await got if inspect.isawaitable(got) else got
-        except Exception as error:
-            raise self._explained(error) from error
-
-    def _callable(self, values: dict[str, Any]) -> Callable[..., Any]:
-        if self.match.construct is None:
-            return self.target  # type: ignore[no-any-return]
-        if self._instance is None:
-            self._instance = self.target(*(values[name] for name in self.match.construct))
-        return self._instance  # type: ignore[no-any-return]
-
-    def _explained(self, error: Exception) -> Exception:
-        """Where the row says that the run ends, the error that it ends with."""
-        if self.spec.on_error is not OnError.STOP or isinstance(error, DovetailError):
-            return error
-        file = place(self.target).rpartition(":")[0]
-        return HookRunError(
-            f"{self.spec.where}: {getattr(self.target, '__qualname__', self.target)} raised "
-            f"{type(error).__name__}: {error} (at {blame(error, file)})"
-        )
+Adapter = Callable[[HookSpec, Invoke], Callable[..., Any]]
 
 
 def adapt(spec: HookSpec, invoke: Invoke) -> Callable[..., Any]:
     """A callable in the native form of the slot of `spec`."""
-    return _ADAPTERS[spec.slot](spec, invoke)
+    if spec.kind is Kind.OBJECT:
+        return lambda: returns.tool_specs(spec, invoke.target)
+    return {**_ROLLOUT, **TRAINING}.get(spec.slot, _plain)(spec, invoke)
 
 
 def _rollout(spec: HookSpec, invoke: Invoke) -> Callable[[RolloutCall], Awaitable[RolloutOutput]]:
@@ -106,11 +54,18 @@ def _evaluation(spec: HookSpec, invoke: Invoke) -> Callable[[RolloutCall], Await
 
 
 def _rollout_values(call: RolloutCall, invoke: Invoke) -> dict[str, Any]:
+    given: RolloutFnTrainInput | RolloutFnEvalInput
+    if call.evaluation:
+        given = RolloutFnEvalInput(call.rollout_id, weight_version=call.weight_version)
+    else:
+        given = RolloutFnTrainInput(call.rollout_id, weight_version=call.weight_version)
     return {
         "call": dataclasses.replace(call, args=invoke.args),
         "rollout_id": call.rollout_id,
         "data_source": call.data_source,
         "evaluation": call.evaluation,
+        "input": given,
+        "constructor_input": RolloutFnConstructorInput(invoke.args, call.data_source),
     }
 
 
@@ -118,10 +73,13 @@ def _generate(
     spec: HookSpec, invoke: Invoke
 ) -> Callable[[GenerateCall], Awaitable[Sample | list[Sample]]]:
     async def generate(call: GenerateCall) -> Sample | list[Sample]:
+        call = dataclasses.replace(call, args=invoke.args)
+        params = call.sampling_params
         made = await invoke.in_thread(
-            call=dataclasses.replace(call, args=invoke.args),
+            call=call,
+            input=GenerateFnInput(call.state, call.sample, params, call.evaluation),
             sample=call.sample,
-            sampling_params=call.sampling_params,
+            sampling_params=params,
             evaluation=call.evaluation,
         )
         made = getattr(made, "samples", made)
@@ -131,6 +89,16 @@ def _generate(
         return samples if isinstance(made, list | tuple) else samples[0]
 
     return generate
+
+
+def _sample_hook(spec: HookSpec, invoke: Invoke) -> Callable[..., Awaitable[Sample]]:
+    async def look(sample: Sample, rollout_id: int = 0, evaluation: bool = False) -> Sample:
+        got = await invoke.awaited(sample=sample, rollout_id=rollout_id, evaluation=evaluation)
+        if got is not None and not isinstance(got, Sample):
+            raise returns.wrong(spec, got)
+        return sample if got is None else got
+
+    return look
 
 
 def _reward(spec: HookSpec, invoke: Invoke) -> Callable[[Sample], Awaitable[Any]]:
@@ -165,6 +133,64 @@ def _group_filter(
     return keep
 
 
+def _sample_filter(spec: HookSpec, invoke: Invoke) -> Callable[[list[Group]], Awaitable[None]]:
+    async def mark(groups: list[Group]) -> None:
+        flat = [sample for group in groups for sample in group]
+        await invoke.awaited(groups=groups, samples=flat)
+
+    return mark
+
+
+def _all_samples(spec: HookSpec, invoke: Invoke) -> Callable[[list[Group], Any], Awaitable[None]]:
+    async def process(groups: list[Group], data_source: Any) -> None:
+        access = SamplesAccess(data_source)
+        await invoke.awaited(
+            groups=groups, all_samples=groups, data_source=access, get_samples=access
+        )
+
+    return process
+
+
+def _log(spec: HookSpec, invoke: Invoke) -> Callable[..., bool]:
+    def log(
+        rollout_id: int, samples: list[Sample], metrics: dict[str, float], time_s: float
+    ) -> bool:
+        got = invoke.finished(
+            rollout_id=rollout_id,
+            samples=samples,
+            metrics=metrics,
+            rollout_extra_metrics=metrics,
+            time_s=time_s,
+            rollout_time=time_s,
+        )
+        return bool(got)
+
+    return log
+
+
+def _eval_log(spec: HookSpec, invoke: Invoke) -> Callable[..., bool]:
+    def log(rollout_id: int, data: dict[str, Any], metrics: dict[str, float]) -> bool:
+        got = invoke.finished(
+            rollout_id=rollout_id, data=data, metrics=metrics, extra_metrics=metrics
+        )
+        return bool(got)
+
+    return log
+
+
+def _data_source(spec: HookSpec, invoke: Invoke) -> Callable[[DataSourceCall], UserSource]:
+    def make(call: DataSourceCall) -> UserSource:
+        made = invoke.finished(call=dataclasses.replace(call, args=invoke.args))
+        pairs = (("state_dict", "load_state_dict"), ("save", "load"))
+        ways = [all(callable(getattr(made, name, None)) for name in pair) for pair in pairs]
+        served = all(callable(getattr(made, name, None)) for name in ("get_samples", "add_samples"))
+        if not served or not any(ways):
+            raise returns.wrong(spec, made)
+        return UserSource(spec, invoke, made)
+
+    return make
+
+
 def _buffer_filter(spec: HookSpec, invoke: Invoke) -> Callable[[list[Group], int], list[Group]]:
     def take(buffer: list[Group], num_samples: int) -> list[Group]:
         waiting = list(buffer)
@@ -184,21 +210,53 @@ def _buffer_filter(spec: HookSpec, invoke: Invoke) -> Callable[[list[Group], int
     return take
 
 
-def _reward_post_process(
-    spec: HookSpec, invoke: Invoke
-) -> Callable[[list[Sample]], tuple[list[float], list[float]]]:
-    def post_process(samples: list[Sample]) -> tuple[list[float], list[float]]:
-        return returns.reward_pair(spec, invoke.finished(samples=samples), len(samples))
+def _middleware(spec: HookSpec, invoke: Invoke) -> Callable[..., Any]:
+    if not invoke.match.form.makes:
 
-    return post_process
+        async def handle(request: Any, call_next: Any) -> Any:
+            return await invoke.awaited(request=request, call_next=call_next)
+
+        return handle
+
+    def make(app: Any, router: Any) -> Any:
+        return invoke(app=app, router=router)
+
+    return make
 
 
-_ADAPTERS: dict[str, Callable[[HookSpec, Invoke], Callable[..., Any]]] = {
+def _plain(spec: HookSpec, invoke: Invoke) -> Callable[..., Any]:
+    """Called with the values of its form, `args` excepted, by position or name."""
+    form = invoke.match.form
+    names = [name for name in (*form.positional, *form.named) if name != "args"]
+
+    def values_of(given: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
+        values = {**dict.fromkeys(form.keywords), **dict(zip(names, given, strict=False)), **named}
+        missing = [name for name in names if name not in values]
+        if missing:
+            raise HookRunError(f"{spec.where}: called without {', '.join(missing)}")
+        return values
+
+    async def awaited(*given: Any, **named: Any) -> Any:
+        return await invoke.awaited(**values_of(given, named))
+
+    def finished(*given: Any, **named: Any) -> Any:
+        return invoke.finished(**values_of(given, named))
+
+    return awaited if spec.runs_async else finished
+
+
+_ROLLOUT: dict[str, Adapter] = {
+    "data_source": _data_source,
+    "buffer_filter": _buffer_filter,
     "rollout_function": _rollout,
     "eval_function": _evaluation,
     "custom_generate_function": _generate,
+    "rollout_sample_hook": _sample_hook,
     "custom_rm": _rewards,
     "dynamic_sampling_filter": _group_filter,
-    "buffer_filter": _buffer_filter,
-    "custom_reward_post_process": _reward_post_process,
+    "rollout_sample_filter": _sample_filter,
+    "rollout_all_samples_process": _all_samples,
+    "custom_rollout_log_function": _log,
+    "custom_eval_rollout_log_function": _eval_log,
+    "router_middleware": _middleware,
 }

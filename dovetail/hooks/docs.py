@@ -32,7 +32,7 @@ force a family's form; without that, `(*args, **kwargs)` is called in the slime 
 `args` is a copy of the whole configuration with flat names (`args.rollout_batch_size`). What you
 write to it is seen by later hooks, never by the run.
 
-This page is generated from the table in `dovetail/hooks/table.py`.
+This page is generated from the table in `dovetail/hooks/rows`.
 """
 
 _ON_ERROR = {

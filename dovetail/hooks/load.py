@@ -44,6 +44,11 @@ def register(slot: str, name: str) -> Callable[[Any], Any]:
     return keep
 
 
+def is_registered(slot: str, name: str) -> bool:
+    """Whether `name` stands for an object of this process."""
+    return (slot, name) in _registered
+
+
 def split_family(path: str) -> tuple[str | None, str]:
     """`slime:pkg.fn` -> ("slime", "pkg.fn"). `slime:fn` is the attribute fn of the module slime."""
     head, _, rest = path.partition(":")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from dovetail.hooks.spec import CallForm, HookSpec
+from dovetail.hooks.spec import CallForm, HookSpec, Kind
 from dovetail.types import HookError
 
 _ARGS_NAMES = ("args", "_args", "arguments", "config", "cfg", "_")
@@ -30,11 +31,6 @@ class Shape:
         """Positional parameters without a default."""
         return sum(parameter.default is parameter.empty for parameter in self.positional)
 
-    @property
-    def first_name(self) -> str | None:
-        """The name of the first positional parameter."""
-        return self.positional[0].name if self.positional else None
-
 
 @dataclass(frozen=True)
 class Match:
@@ -42,7 +38,7 @@ class Match:
 
     form: CallForm
     keywords: tuple[str, ...]
-    """Those of the form's keywords that this function takes."""
+    """Those of the form's named values and keywords that this function takes."""
     construct: tuple[str, ...] | None
     """For a class: the values of its constructor."""
     notice: str | None = None
@@ -66,6 +62,8 @@ def match(
         HookError: it is not callable, or no form fits; the message shows the user's signature and,
             for each accepted form, what differs.
     """
+    if spec.kind is Kind.OBJECT:
+        return Match(spec.forms[0], (), None)
     if not callable(target):
         raise HookError(
             f"{spec.where}: {path or repr(target)} is of type {type(target).__name__}, not a "
@@ -76,8 +74,8 @@ def match(
     fitting = [form for form in forms if misfits[form] is None]
     if not fitting:
         raise HookError(_explain(target, spec, misfits, family))
-    shape = _call_shape(target)
-    chosen, notice = _choose(fitting, shape, family)
+    chosen, notice = _choose(fitting, target, family)
+    shape = _shape_for(target, chosen)
     if any(form.batched for form in spec.forms):
         chosen = _plain_or_batched(chosen, fitting, shape, bool(batched), spec, target)
     return Match(chosen, _keywords(shape, chosen), _construct(target, chosen), notice)
@@ -155,22 +153,29 @@ def _signature(target: Any) -> inspect.Signature:
     return inspect.signature(target) if vague else own
 
 
-def _call_shape(target: Any) -> Shape:
+def _shape_for(target: Any, form: CallForm) -> Shape:
+    """The parameters that the form's values meet: those of the constructor, if it makes something,
+    else those of the call."""
+    if form.makes:
+        return _shape(target)
     return _shape(_callee(target), skip_self=inspect.isclass(target))
 
 
 def _misfit(target: Any, form: CallForm) -> str | None:
     """What keeps `target` from being called in this form; None: nothing."""
-    if not inspect.isclass(target):
-        if form.construct is not None:
-            return "yours is not a class"
-        return _difference(_shape(target), form.positional, form.keywords)
-    if _own_call(target) is None:
+    is_class = inspect.isclass(target)
+    if form.makes and is_class:
+        lacking = [name for name in form.makes if not callable(getattr(target, name, None))]
+        if lacking:
+            return f"your class has no {' and no '.join(lacking)}"
+    elif not is_class and form.construct is not None:
+        return "yours is not a class"
+    elif is_class and _own_call(target) is None:
         return "your class has no __call__"
-    if _construct(target, form) is None:
+    elif is_class and _construct(target, form) is None:
         wanted = " or ".join(f"({', '.join(values)})" for values in _constructors(form))
         return f"your __init__ can't be called with {wanted}"
-    return _difference(_call_shape(target), form.positional, form.keywords)
+    return _difference(_shape_for(target, form), form)
 
 
 def _constructors(form: CallForm) -> tuple[tuple[str, ...], ...]:
@@ -178,17 +183,22 @@ def _constructors(form: CallForm) -> tuple[tuple[str, ...], ...]:
 
 
 def _construct(target: Any, form: CallForm) -> tuple[str, ...] | None:
-    if not inspect.isclass(target):
+    if not inspect.isclass(target) or form.makes:
         return None
     shape = _shape(target)
     for values in _constructors(form):
-        meant = values != ("args",) or shape.first_name in _ARGS_NAMES
-        if meant and _difference(shape, values, ()) is None:
+        meant = values != ("args",) or (shape.positional and _is_args(shape.positional[0]))
+        if meant and _difference(shape, CallForm(families=(), positional=values)) is None:
             return values
     return None
 
 
-def _difference(shape: Shape, given: tuple[str, ...], keywords: tuple[str, ...]) -> str | None:
+def _is_args(parameter: inspect.Parameter) -> bool:
+    return parameter.name in _ARGS_NAMES or _annotation(parameter).endswith("Namespace")
+
+
+def _difference(shape: Shape, form: CallForm) -> str | None:
+    given, keywords = form.positional, (*form.named, *form.keywords)
     if len(given) > len(shape.positional) and not shape.var_positional:
         extra = given[len(shape.positional) :]
         return f"yours has no place for {_quoted(extra)}"
@@ -196,9 +206,18 @@ def _difference(shape: Shape, given: tuple[str, ...], keywords: tuple[str, ...])
         if parameter.name in keywords:
             return f"your {parameter.name!r} stands where {name!r} is passed"
     unfilled = [*shape.positional[len(given) :], *shape.keyword_only]
-    missing = [p.name for p in unfilled if p.default is p.empty and p.name not in keywords]
+    by_name = [name for name in keywords if not _only_by_position(shape, name)]
+    missing = [p.name for p in unfilled if p.default is p.empty and p.name not in by_name]
+    takes_any = shape.var_keyword or bool({p.name for p in unfilled} & set(form.named))
+    if not missing and form.named and not takes_any:
+        return f"yours names none of {_quoted(form.named)}"
     verb = "is" if len(missing) == 1 else "are"
     return f"yours requires {_quoted(missing)}, which {verb} not passed" if missing else None
+
+
+def _only_by_position(shape: Shape, name: str) -> bool:
+    kinds = {parameter.name: parameter.kind for parameter in shape.positional}
+    return kinds.get(name) is inspect.Parameter.POSITIONAL_ONLY
 
 
 def _quoted(names: Any) -> str:
@@ -206,21 +225,59 @@ def _quoted(names: Any) -> str:
 
 
 def _choose(
-    fitting: list[CallForm], shape: Shape, family: str | None
+    fitting: list[CallForm], target: Any, family: str | None
 ) -> tuple[CallForm, str | None]:
-    first = "args" if shape.first_name in _ARGS_NAMES else shape.first_name
-    named = [form for form in fitting if form.positional[:1] == (first,)]
-    if named:
-        return named[0], None
-    if shape.var_positional and family is None:
+    told = [form for form in fitting if _is_told(_shape_for(target, form), form)]
+    silent = [form for form in fitting if not form.told_by]
+    fitting = told or silent or fitting
+    agreeing = {form: _agreement(_shape_for(target, form), form) for form in fitting}
+    best = max(agreeing.values())
+    if best > (False, 0):
+        return next(form for form in fitting if agreeing[form] == best), None
+    if family is None and all(_shape_for(target, form).var_positional for form in fitting):
         # The flags are the slime family's spelling, so that is whose form is meant.
         foreign = [form for form in fitting if "slime" in form.families] or fitting
         return foreign[0], (
             f"takes any arguments; it is called as {foreign[0].label}: {foreign[0].signature}. "
             "Write native: before the path for the native form"
         )
-    exact = [form for form in fitting if len(form.positional) == shape.required]
+    exact = [form for form in fitting if len(form.positional) == _shape_for(target, form).required]
     return (exact or fitting)[0], None
+
+
+def _agreement(shape: Shape, form: CallForm) -> tuple[bool, int]:
+    """Whether the first parameter, and how many of all, are named as the form names them.
+
+    A function that says `args` first agrees with no form that passes something else there, and the
+    other way round.
+    """
+    same = [
+        parameter.name == name or (name == "args" and _is_args(parameter))
+        for name, parameter in zip(form.positional, shape.positional, strict=False)
+    ]
+    named = {p.name for p in (*shape.positional, *shape.keyword_only)} & set(form.named)
+    first = same[0] if same else bool(named)
+    return first, sum(same) + len(named)
+
+
+def _is_told(shape: Shape, form: CallForm) -> bool:
+    """Whether the last parameter's annotation, or without one its name, speaks for this form."""
+    last = len(form.positional) - 1
+    if not form.told_by or last >= len(shape.positional):
+        return False
+    parameter = shape.positional[last]
+    bare = _annotation(parameter)
+    return bare in form.told_by or (parameter.name in form.told_by and "list[list[" not in bare)
+
+
+def _annotation(parameter: inspect.Parameter) -> str:
+    """Without modules and blanks: `list[Sample]`; empty when there is none."""
+    found = parameter.annotation
+    if found is parameter.empty:
+        return ""
+    text = found if isinstance(found, str) else inspect.formatannotation(found)
+    bare = re.sub(r"[\w.]+\.(?=\w)", "", text.replace(" ", "").strip("'\""))
+    return bare.replace("List[", "list[")
 
 
 def _plain_or_batched(
@@ -248,12 +305,10 @@ def _plain_or_batched(
 
 def _takes_group(parameter: inspect.Parameter) -> bool | None:
     """Whether a parameter says that it takes a list of samples; None: it does not say."""
-    annotation = parameter.annotation
-    if annotation is not parameter.empty:
-        text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-        bare = text.replace(" ", "")
+    bare = _annotation(parameter)
+    if bare:
         is_list = any(word in bare.lower() for word in ("list[", "sequence[", "group"))
-        if is_list != (bare.rpartition(".")[2] == "Sample"):
+        if is_list != (bare == "Sample"):
             # A union of both says nothing.
             return None if "|" in bare or "Union" in bare else is_list
     if parameter.name in _GROUP_NAMES:
@@ -263,8 +318,9 @@ def _takes_group(parameter: inspect.Parameter) -> bool | None:
 
 def _keywords(shape: Shape, form: CallForm) -> tuple[str, ...]:
     taken = {parameter.name for parameter in (*shape.positional, *shape.keyword_only)}
+    named = (name for name in form.named if shape.var_keyword or name in taken)
     everything = form.to_var_keywords and shape.var_keyword
-    return tuple(name for name in form.keywords if everything or name in taken)
+    return (*named, *(name for name in form.keywords if everything or name in taken))
 
 
 def _explain(

@@ -102,7 +102,7 @@ def filter_output(spec: HookSpec, got: Any) -> DynamicFilterOutput:
 
 def reward_list(spec: HookSpec, got: Any, num_samples: int) -> list[Any]:
     """One reward per sample of a group."""
-    rewards = _listed(got)
+    rewards = listed(got)
     if rewards is None:
         raise wrong(spec, got)
     if len(rewards) != num_samples:
@@ -117,7 +117,7 @@ def reward_pair(spec: HookSpec, got: Any, num_samples: int) -> tuple[list[float]
     """(raw rewards, rewards that advantages start from), one of each per sample."""
     if not isinstance(got, list | tuple) or len(got) != 2:
         raise wrong(spec, got)
-    raw, rewards = _listed(got[0]), _listed(got[1])
+    raw, rewards = listed(got[0]), listed(got[1])
     if raw is None or rewards is None:
         raise wrong(spec, got)
     if not len(raw) == len(rewards) == num_samples:
@@ -128,8 +128,15 @@ def reward_pair(spec: HookSpec, got: Any, num_samples: int) -> tuple[list[float]
     return [float(value) for value in raw], [float(value) for value in rewards]
 
 
-def _listed(got: Any) -> list[Any] | None:
+def listed(got: Any) -> list[Any] | None:
     """A list, also of a tensor or an array; None for what has no such form."""
     if hasattr(got, "tolist"):
         got = got.tolist()
     return list(got) if isinstance(got, list | tuple) else None
+
+
+def tool_specs(spec: HookSpec, got: Any) -> list[dict[str, Any]]:
+    """A list of dicts."""
+    if not isinstance(got, list | tuple) or not all(isinstance(one, Mapping) for one in got):
+        raise wrong(spec, got)
+    return [dict(one) for one in got]

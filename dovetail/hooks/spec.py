@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from dovetail.config.leaves import leaves
+
 FAMILIES = ("native", "slime", "vime", "miles")
 """`family:path` forces one of them."""
 
@@ -21,32 +23,66 @@ class OnError(StrEnum):
     """Its sample gives no gradient and is counted; too many in a row end the run."""
 
 
+class Kind(StrEnum):
+    """What the user gives."""
+
+    FUNCTION = "function"
+    """It is called each time."""
+    FACTORY = "factory"
+    """A class or function; what it makes, once, is used from then on."""
+    OBJECT = "object"
+    """A value that is used as it is."""
+
+
+OWNERS: Mapping[str, str] = {
+    "megatron": "a Megatron trainer",
+    "router": "a router of this package's own",
+    "session server": "a session server",
+    "weights on disk": "weights published through files",
+    "asynchronous runtime": "the asynchronous runtime",
+    "multi-turn generate": "miles' stock multi-turn generate function",
+}
+"""Parts that call hooks and that only some runs have, and what they are, for messages."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallForm:
     """One way in which a function of the slot is called."""
 
     families: tuple[str, ...]
-    positional: tuple[str, ...]
+    positional: tuple[str, ...] = ()
     """Names of the values passed by position, in order."""
+    named: tuple[str, ...] = ()
+    """Values passed by keyword: a function gets those that it names, and must name one at least."""
     keywords: tuple[str, ...] = ()
-    """Values passed by keyword to functions that name them."""
+    """Further values, passed by keyword to functions that name them."""
     to_var_keywords: bool = False
     """Functions with `**kwargs` get `keywords` too."""
     construct: tuple[str, ...] | None = None
     """For classes: the values of the constructor; the instance is called."""
+    makes: tuple[str, ...] = ()
+    """The call makes an object with these methods; a class is called by constructing it."""
+    told_by: tuple[str, ...] = ()
+    """Names and annotations of the last positional parameter that speak for this form where others
+    fit as well. Annotations are written without modules."""
     batched: bool = False
     """It takes a whole group where its plain sibling takes one sample."""
     origin: str = ""
     """Where it comes from, when documents and call sites differ."""
+    shown: str = ""
+    """For a person, where it is not called at all."""
 
     @property
     def signature(self) -> str:
         """For a person: `(args, sample[, evaluation=])`."""
-        inside = ", ".join(self.positional)
+        if self.shown:
+            return self.shown
+        inside = ", ".join([*self.positional, *(f"{name}=" for name in self.named)])
         optional = "".join(f"[, {name}=]" for name in self.keywords)
-        if self.construct is None:
-            return f"({inside}{optional})"
-        return f"class: __init__({', '.join(self.construct)}), __call__({inside}{optional})"
+        if self.construct is not None:
+            return f"class: __init__({', '.join(self.construct)}), __call__({inside}{optional})"
+        made = f" -> object with {', '.join(self.makes)}" if self.makes else ""
+        return f"({inside}{optional}){made}"
 
     @property
     def label(self) -> str:
@@ -60,8 +96,6 @@ class HookSpec:
     """One hook. Loading, checks, `--help`, docs, `dovetail hooks` and contract tests read it."""
 
     slot: str
-    summary: str
-    """One line."""
     stage: str
     """The station of the data's way that calls it."""
     process: str
@@ -71,7 +105,7 @@ class HookSpec:
     default: str
     returns: str
     when: str
-    on_error: OnError
+    on_error: OnError = OnError.STOP
     doc: str
     example: str
     """Python source that defines a function of the native form, named as `example_name`."""
@@ -80,11 +114,31 @@ class HookSpec:
     """The owner awaits it. Otherwise an async function runs on a loop of its own."""
     registered: Mapping[str, str] = field(default_factory=dict)
     """Built-in functions by name: dotted paths."""
+    kind: Kind = Kind.FUNCTION
+    owner: str | None = None
+    """One of OWNERS where only some runs have what calls it."""
+    repeatable: bool = False
+    """Its leaf is a list: several functions, one after the other."""
+    leaf_name: str | None = None
+    """The leaf, where that is not `<slot>_path`."""
+    time_limit: str | None = "hook_timeout_s"
+    """The leaf with the seconds after which a call that has not returned is given up; None: it may
+    take as long as it likes."""
+
+    @property
+    def summary(self) -> str:
+        """One line: the help of its leaf."""
+        return leaves()[self.leaf].help
 
     @property
     def leaf(self) -> str:
         """The leaf of the configuration tree."""
-        return f"{self.slot}_path"
+        return self.leaf_name or f"{self.slot}_path"
+
+    @property
+    def timed(self) -> bool:
+        """Whether a call has a time limit."""
+        return self.time_limit is not None
 
     @property
     def flag(self) -> str:

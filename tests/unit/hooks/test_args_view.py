@@ -59,4 +59,4 @@ def test_an_unknown_name_says_the_nearest_and_getattr_defaults_work():
     args = view()
     with pytest.raises(AttributeError, match="did you mean 'rollout_batch_size'"):
         _ = args.rollout_batch_sizes
-    assert getattr(args, "max_turns", 4) == 4 and not hasattr(args, "use_tis")
+    assert getattr(args, "max_turns", 4) == 4 and not hasattr(args, "tis_mode")

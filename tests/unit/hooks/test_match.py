@@ -55,7 +55,7 @@ def test_a_rollout_class_is_constructed_with_what_its_constructor_names():
     class WithArgs(Plain):
         def __init__(self, args): ...
 
-    assert match(Miles, ROLLOUT).construct == ("call",)
+    assert match(Miles, ROLLOUT).construct == ("constructor_input",)
     assert match(Plain, ROLLOUT).construct == ()
     assert match(WithArgs, ROLLOUT).construct == ("args",)
     assert match(Plain(), ROLLOUT).construct is None

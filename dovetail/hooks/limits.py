@@ -1,0 +1,147 @@
+"""Time limits that reach code which does not cooperate.
+
+    main thread      an alarm signal raises at the next instruction, also out of a blocking call
+    other threads    a watchdog raises at the next Python instruction
+
+The exception is no `Exception`, so that a retry loop around everything does not swallow it, and it
+comes again every second until the call has ended.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import sys
+import threading
+import time
+from collections.abc import Coroutine, Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, coroutine
+from typing import Any
+
+_AGAIN_S = 1.0
+
+
+class Overdue(BaseException):
+    """Raised inside a function that took too long."""
+
+    def __init__(self, where: str = "an unknown place") -> None:
+        super().__init__(where)
+        self.where = where
+
+
+@contextmanager
+def time_limit(seconds: float | None, file: str) -> Iterator[None]:
+    """Raise `Overdue` in the body when it takes longer. `file` is the user's, to say where."""
+    if seconds is None:
+        yield
+    elif threading.current_thread() is threading.main_thread():
+        with _alarm(seconds, file):
+            yield
+    else:
+        with _watchdog(seconds, file):
+            yield
+
+
+@contextmanager
+def _alarm(seconds: float, file: str) -> Iterator[None]:
+    waiting_s, _ = signal.getitimer(signal.ITIMER_REAL)
+    if 0 < waiting_s <= seconds:
+        # Somebody's alarm (a call around this one, a test's) comes first.
+        yield
+        return
+
+    ended = False
+
+    def ring(_: int, frame: FrameType | None) -> None:
+        if not ended:
+            raise Overdue(_innermost(frame, file))
+
+    begun = time.monotonic()
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds, _AGAIN_S)
+    try:
+        yield
+    finally:
+        ended = True
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        if waiting_s:
+            left = waiting_s - (time.monotonic() - begun)
+            signal.setitimer(signal.ITIMER_REAL, max(left, 0.001))
+
+
+@contextmanager
+def _watchdog(seconds: float, file: str) -> Iterator[None]:
+    ident, ended, late = threading.get_ident(), threading.Event(), []
+    turn = threading.Lock()
+
+    def watch() -> None:
+        wait_s = seconds
+        while not ended.wait(wait_s):
+            with turn:
+                if not ended.is_set():
+                    late.append(blame_running(ident, file))
+                    interrupt(ident)
+            wait_s = _AGAIN_S
+
+    threading.Thread(target=watch, name="dovetail-hook-limit", daemon=True).start()
+    try:
+        yield
+    except Overdue:
+        raise Overdue(late[0]) from None
+    finally:
+        with turn:
+            ended.set()
+            # One that was sent and has not arrived must not arrive outside.
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), None)
+
+
+def interrupt(ident: int) -> None:
+    """Raise `Overdue` in another thread at its next Python instruction."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), ctypes.py_object(Overdue))
+
+
+def blame_running(ident: int, file: str) -> str:
+    """`file:line, in function` where a thread stands, innermost in the user's file."""
+    return _innermost(sys._current_frames().get(ident), file)
+
+
+def _innermost(frame: FrameType | None, file: str) -> str:
+    ours = str(Path(__file__).parent.parent)
+    first = None
+    while frame is not None:
+        code = frame.f_code
+        where = f"{code.co_filename}:{frame.f_lineno}, in {code.co_name}"
+        if code.co_filename == file:
+            return where
+        if first is None and not code.co_filename.startswith(ours):
+            first = where
+        frame = frame.f_back
+    return first or "an unknown place"
+
+
+@coroutine
+def within_steps(
+    inner: Coroutine[Any, Any, Any], seconds: float, file: str
+) -> Generator[Any, Any, Any]:
+    """Await `inner`, raising `Overdue` where it blocks the loop between two awaits.
+
+    On other threads than the main one it is only awaited: a watchdog per step costs too much.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return (yield from inner.__await__())
+    result: Any = None
+    error: BaseException | None = None
+    while True:
+        try:
+            with time_limit(seconds, file):
+                waiting = inner.throw(error) if error is not None else inner.send(result)
+        except StopIteration as stop:
+            return stop.value
+        try:
+            result, error = (yield waiting), None
+        # Whatever comes from outside, cancellation too, belongs to the inner one.
+        except BaseException as outside:
+            error = outside

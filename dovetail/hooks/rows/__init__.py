@@ -1,0 +1,1 @@
+"""The rows of the hook table, by the stage that calls them."""
