@@ -16,9 +16,7 @@ from dovetail.types.errors import TrainError
 
 _PER_TOKEN = ("teacher_log_probs", "opd_reverse_kl")
 """Further columns that are float tensors where a sample has them."""
-
-
-_EDITABLE = (
+EDITABLE = (
     "tokens",
     "loss_masks",
     "rewards",
@@ -88,7 +86,7 @@ def edited_rows(slot: str, rows: Sequence[TrainRow], data: Columns) -> list[Trai
     had = mask_sums(rows)
     given = {
         name: one_each(slot, name, data[name], len(rows))
-        for name in _EDITABLE
+        for name in EDITABLE
         if data.get(name) is not None
     }
     changed = []

@@ -3,7 +3,7 @@ what the loss is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dovetail.batch.plan import PlannedBatch, Scope
@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from dovetail.algorithms.logprobs import TokenLoss
     from dovetail.batch.pack import MicroBatch
     from dovetail.trainers.torch.optim import StepResult
+
+    WholeLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | None]
+    """`(logprobs_N, entropy_N) -> scalar`; None: there is nothing to learn."""
+    LogitsLoss = Callable[[torch.Tensor], torch.Tensor | None]
+    """`logits [T, V], untempered, of all positions -> scalar`."""
 
 
 class Backend(Protocol):
@@ -33,6 +38,19 @@ class Backend(Protocol):
     def accumulate(self, batch: MicroBatch, token_loss: TokenLoss) -> None:
         """Forward and backward: add the gradient of the summed `token_loss` to the step's
         gradient."""
+        ...
+
+    def accumulate_whole(self, batch: MicroBatch, loss: WholeLoss) -> None:
+        """As `accumulate`, for a loss that needs all scored tokens at once."""
+        ...
+
+    def accumulate_logits(self, batch: MicroBatch, loss: LogitsLoss) -> None:
+        """As `accumulate`, for a loss on the logits of all positions of a batch under
+        `Scope.SEQUENCE`."""
+        ...
+
+    def discard(self) -> None:
+        """Forget the gathered gradient."""
         ...
 
     def step(self) -> StepResult:

@@ -38,12 +38,18 @@ class Sums:
         self.weighted: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(()))
         self.weight = torch.zeros(())
         self.compared: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(()))
+        self.totals: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(()))
 
     def add(self, weights_n: torch.Tensor, metrics: dict[str, torch.Tensor]) -> None:
         """Weighted as in the loss."""
         self.weight = self.weight + weights_n.sum()
         for name, values_n in metrics.items():
             self.weighted[name] = self.weighted[name] + (weights_n * values_n.detach()).sum()
+
+    def total(self, values: dict[str, torch.Tensor]) -> None:
+        """Shares of what is a sum over micro-batches already."""
+        for name, value in values.items():
+            self.totals[name] = self.totals[name] + value.detach()
 
     def compare(self, logprobs_n: torch.Tensor, rollout_logprobs_n: torch.Tensor) -> None:
         """Trainer against engine, over the tokens whose engine logprob is known; every token
@@ -61,6 +67,7 @@ class Sums:
         """Means; the comparison only if any token was compared."""
         weight = float(self.weight)
         out = {f"train/{k}": float(v) / weight for k, v in self.weighted.items() if weight > 0}
+        out.update({f"train/{name}": float(value) for name, value in self.totals.items()})
         tokens = float(self.compared["tokens"])
         if tokens:
             out["train/rollout_logprob_abs_diff"] = float(self.compared["abs_diff"]) / tokens
@@ -73,9 +80,8 @@ class Sums:
 def train_step(
     backend: Backend,
     batches: Iterable[MicroBatch],
-    values: Callable[[MicroBatch], TokenValues],
-    loss: Loss,
-    config: AlgorithmConfig,
+    accumulate: Callable[[MicroBatch], None],
+    sums: Sums,
     on_batch: Callable[[MicroBatch], None],
 ) -> dict[str, float]:
     """Add up the gradient of all micro-batches, then step once.
@@ -84,9 +90,8 @@ def train_step(
     `train/skipped_steps` (1.0 when the gradient was not finite), and the comparison with the
     engine.
     """
-    sums = Sums()
     for batch in batches:
-        backend.accumulate(batch, _token_loss(values(batch), loss, config, sums))
+        accumulate(batch)
         on_batch(batch)
     outcome = backend.step()
     return {
@@ -97,9 +102,11 @@ def train_step(
     }
 
 
-def _token_loss(
+def token_loss_of(
     values: TokenValues, loss: Loss, config: AlgorithmConfig, sums: Sums
 ) -> Callable[[slice, torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The share of a piece of the micro-batch, for losses that look at single tokens."""
+
     def token_loss(part: slice, logprobs_n: torch.Tensor, entropy_n: torch.Tensor) -> torch.Tensor:
         device = logprobs_n.device
         current_n = logprobs_n.detach()
@@ -116,7 +123,8 @@ def _token_loss(
         weights_n = values.weights_N[part].to(device)
         loss_n, metrics = loss(inputs, config)
         sums.add(weights_n, {"loss": loss_n, **metrics})
-        sums.compare(old_n, values.rollout_logprobs_N[part].to(device))
+        trainer_n = current_n if config.use_rollout_logprobs else old_n
+        sums.compare(trainer_n, values.rollout_logprobs_N[part].to(device))
         return (weights_n * loss_n).sum()
 
     return token_loss

@@ -9,25 +9,27 @@ changed yet.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from dovetail.algorithms import table
-from dovetail.algorithms.inputs import RewardBatch
-from dovetail.algorithms.kl import kl_estimate
-from dovetail.algorithms.reduce import row_weights, whiten
+from dovetail.algorithms.corrections import vanilla_tis_function
+from dovetail.algorithms.reduce import row_weights
+from dovetail.batch.columns import mask_sums
 from dovetail.batch.pack import MicroBatch, pack
 from dovetail.batch.plan import Scope, optimizer_steps, rollout_ids
 from dovetail.batch.rows import TrainRow
 from dovetail.config.sections import AlgorithmConfig, BatchConfig, OptimizerConfig
-from dovetail.trainers.step import TokenValues, train_step
+from dovetail.trainers.hooks import TrainHooks
+from dovetail.trainers.prepare import Prepared, Preparer, Scores
+from dovetail.trainers.step import Sums, TokenValues, token_loss_of, train_step
 from dovetail.trainers.torch.backend import TorchBackend
+from dovetail.trainers.whole import WholeStep
 from dovetail.types.errors import ConfigError, TrainError
-
-Scores = dict[int, torch.Tensor]
-"""Row position -> [response_length] float32 logprobs, 0.0 where a token was not scored."""
 
 
 class Trainer:
@@ -54,16 +56,16 @@ class Trainer:
         total_optimizer_steps: int | None,
         samples_per_optimizer_step: int,
         report: Callable[[int, int], None] | None = None,
+        hooks: TrainHooks | None = None,
     ):
         self.algorithm, self.pad_token_id = algorithm, pad_token_id
         self.samples_per_optimizer_step = samples_per_optimizer_step
         self.max_nonfinite_steps = optimizer.max_nonfinite_steps
         self.report = report or (lambda done, total: None)
-        self.loss = table.load(table.LOSSES, algorithm.loss_type, "loss_type")
+        self.hooks = _completed(hooks or TrainHooks(), algorithm)
+        own = self.hooks.loss or self.hooks.logits_loss
+        self.loss: Any = own or table.load(table.LOSSES, algorithm.loss_type, "loss_type")
         self.is_sft = algorithm.loss_type == "sft_loss"
-        self.advantage = table.load(
-            table.ADVANTAGES, algorithm.advantage_estimator, "advantage_estimator"
-        )
         self.needs_reference = not self.is_sft and (algorithm.use_kl_loss or algorithm.kl_coef > 0)
         if self.needs_reference and reference_model is None:
             raise ConfigError(
@@ -78,10 +80,22 @@ class Trainer:
             temperature=temperature,
             total_steps=total_optimizer_steps,
         )
+        self.prepare = Preparer(
+            algorithm,
+            self.hooks,
+            table.load(table.ADVANTAGES, algorithm.advantage_estimator, "advantage_estimator"),
+            self._scores,
+            needs_reference=self.needs_reference,
+            device=self.backend.policy.device,
+        )
         self.nonfinite_streak = 0
+        self.changed = False
+        """Whether the latest call of `train` has applied an optimizer step so far. While it has
+        not, weights and optimizer are what they were before the call."""
 
-    def train(self, rows: Sequence[TrainRow]) -> dict[str, float]:
-        """Train on one rollout, in one or more optimizer steps.
+    def train(self, rows: Sequence[TrainRow], rollout_id: int = 0) -> dict[str, float]:
+        """Train on one rollout, in one or more optimizer steps. When it raises, no gradient is left
+        over, and `changed` says whether any step was applied.
 
         Returns:
             `train/...` metrics, means over the optimizer steps; `train/skipped_steps`,
@@ -91,26 +105,33 @@ class Trainer:
         Raises:
             TrainError: `max_nonfinite_steps` steps in a row had a gradient that is not finite.
         """
+        self.changed = False
+        try:
+            return self._train(rows, rollout_id)
+        except BaseException:
+            self.backend.discard()
+            raise
+
+    def _train(self, rows: Sequence[TrainRow], rollout_id: int) -> dict[str, float]:
         steps = optimizer_steps(rows, self.samples_per_optimizer_step)
-        old, ref = self._scores_before(rows, steps)
-        advantages_S = self._advantages(rows, old, ref)
-        rollouts = rollout_ids(rows)
+        ready = self.prepare(rows, [i for step in steps[1:] for i in step], rollout_id)
+        rollouts, divisors = rollout_ids(ready.rows), mask_sums(ready.rows)
         results: list[dict[str, float]] = []
         done = 0
         for number, chosen in enumerate(steps):
             weights = row_weights(
-                [sum(rows[i].loss_mask) for i in chosen],
+                [sum(ready.rows[i].loss_mask) for i in chosen],
                 [rollouts[i] for i in chosen],
                 self.algorithm.calculate_per_token_loss,
+                [divisors[i] for i in chosen],
             )
-            result = self._one_step(
-                rows,
+            step = _Step(
                 dict(zip(chosen, weights, strict=True)),
-                advantages_S,
-                old if number else {},
-                ref,
-                done,
+                num_rollouts=len({rollouts[i] for i in chosen}),
+                uses_old=number > 0 or ready.old_at_once,
+                rows_before=done,
             )
+            result = self._one_step(ready, step, divisors)
             done += len(chosen)
             self.report(done, len(rows))
             if result is not None:
@@ -141,38 +162,13 @@ class Trainer:
         self.nonfinite_streak = int(facts["nonfinite_streak"])
 
     def _one_step(
-        self,
-        rows: Sequence[TrainRow],
-        weight_of_row: dict[int, float],
-        advantages_S: torch.Tensor,
-        old: Scores,
-        ref: Scores,
-        rows_done: int,
+        self, ready: Prepared, step: _Step, divisors: Sequence[int]
     ) -> dict[str, float] | None:
-        planned = self.backend.plan(rows, list(weight_of_row))
+        rows, scope = ready.rows, self._scope()
+        planned = self.backend.plan(rows, list(step.weight_of_row), scope)
         if not planned:
             return None
-        seen = rows_done
-
-        def values(batch: MicroBatch) -> TokenValues:
-            old_N, ref_N = _flat(batch, old), _flat(batch, ref)
-            if ref_N is None and self.needs_reference:
-                ref_N = self.backend.logprobs(batch, reference=True)
-            unknown = [rows[i].rollout_logprobs for i in batch.rows]
-            return TokenValues(
-                weights_N=batch.per_row([weight_of_row[i] for i in batch.rows]),
-                advantages_N=batch.per_row(advantages_S[list(batch.rows)]),
-                rollout_logprobs_N=batch.flat(
-                    [
-                        torch.full((rows[i].response_length,), torch.nan)
-                        if known is None
-                        else known
-                        for i, known in zip(batch.rows, unknown, strict=True)
-                    ]
-                ),
-                old_logprobs_N=old_N,
-                ref_logprobs_N=ref_N,
-            )
+        seen = step.rows_before
 
         def on_batch(batch: MicroBatch) -> None:
             nonlocal seen
@@ -180,29 +176,66 @@ class Trainer:
             self.report(seen, len(rows))
 
         # One micro-batch exists at a time.
-        batches = (pack(rows, plan, self.pad_token_id) for plan in planned)
-        result = train_step(self.backend, batches, values, self.loss, self.algorithm, on_batch)
-        result["train/tokens"] = float(sum(sum(rows[i].loss_mask) for i in weight_of_row))
+        batches = (pack(rows, plan, self.pad_token_id, scope) for plan in planned)
+        sums = Sums()
+        accumulate = self._accumulator(ready, step, divisors, sums)
+        result = train_step(self.backend, batches, accumulate, sums, on_batch)
+        self.changed = self.changed or not result["train/skipped_steps"]
+        result["train/tokens"] = float(sum(sum(rows[i].loss_mask) for i in step.weight_of_row))
         result["train/model_tokens"] = float(sum(plan.num_tokens for plan in planned))
         return result
 
-    def _scores_before(
-        self, rows: Sequence[TrainRow], steps: Sequence[Sequence[int]]
-    ) -> tuple[Scores, Scores]:
-        """Old and reference logprobs that must be known before the first step."""
-        if self.is_sft:
-            return {}, {}
-        in_reward = self.algorithm.kl_coef > 0
-        needed = range(len(rows)) if in_reward else [i for step in steps[1:] for i in step]
-        old = self._scores(rows, needed) if needed else {}
-        ref = self._scores(rows, needed, reference=True) if in_reward else {}
-        return old, ref
+    def _scope(self) -> Scope:
+        """Which tokens a training pass scores."""
+        if self.hooks.logits_loss is not None:
+            return Scope.SEQUENCE
+        return Scope.RESPONSE if self.hooks.sees_batch else Scope.TRAINED
+
+    def _accumulator(
+        self, ready: Prepared, step: _Step, divisors: Sequence[int], sums: Sums
+    ) -> Callable[[MicroBatch], None]:
+        """What adds a micro-batch to the step's gradient."""
+
+        def values(batch: MicroBatch) -> TokenValues:
+            return self._values(ready, step, batch)
+
+        if not self.hooks.sees_batch:
+            return lambda batch: self.backend.accumulate(
+                batch, token_loss_of(values(batch), self.loss, self.algorithm, sums)
+            )
+        trained = sum(sum(ready.rows[i].loss_mask) for i in step.weight_of_row)
+        per_token = self.algorithm.calculate_per_token_loss
+        count = trained if per_token else step.num_rollouts
+        scale = 1.0 / count if count else 0.0
+        whole = WholeStep(ready, divisors, scale, self.algorithm, self.hooks, values, sums)
+        if self.hooks.logits_loss is not None:
+            return lambda batch: self.backend.accumulate_logits(batch, whole.logits_loss_of(batch))
+        return lambda batch: self.backend.accumulate_whole(batch, whole.loss_of(batch))
+
+    def _values(self, ready: Prepared, step: _Step, batch: MicroBatch) -> TokenValues:
+        rows = [ready.rows[i] for i in batch.rows]
+        ref_N = _flat(batch, ready.ref)
+        if ref_N is None and self.needs_reference:
+            ref_N = self.backend.logprobs(batch, reference=True)
+        return TokenValues(
+            weights_N=batch.per_row([step.weight_of_row[i] for i in batch.rows]),
+            advantages_N=batch.flat([ready.advantages[i] for i in batch.rows]),
+            rollout_logprobs_N=batch.flat(
+                [
+                    torch.full((row.response_length,), torch.nan)
+                    if row.rollout_logprobs is None
+                    else row.rollout_logprobs
+                    for row in rows
+                ]
+            ),
+            old_logprobs_N=_flat(batch, ready.old) if step.uses_old else None,
+            ref_logprobs_N=ref_N,
+        )
 
     def _scores(
         self,
         rows: Sequence[TrainRow],
         chosen: Sequence[int],
-        *,
         scope: Scope = Scope.TRAINED,
         reference: bool = False,
     ) -> Scores:
@@ -217,30 +250,6 @@ class Trainer:
                 scores[i][where] = part
         return scores
 
-    def _advantages(self, rows: Sequence[TrainRow], old: Scores, ref: Scores) -> torch.Tensor:
-        if self.is_sft:
-            return torch.zeros(len(rows))
-        config = self.algorithm
-        rewards = [row.reward for row in rows]
-        if config.kl_coef > 0:
-            for i, row in enumerate(rows):
-                # Unscored tokens are 0.0 on both sides, and every estimator is 0 there.
-                kl = kl_estimate(old[i], ref[i], config.kl_loss_type).sum()
-                rewards[i] = row.reward - config.kl_coef * float(kl)
-        advantages_S: torch.Tensor = self.advantage(
-            RewardBatch(
-                rewards_S=torch.tensor(rewards, dtype=torch.float64),
-                groups_S=[row.group_index for row in rows],
-                rollouts_S=rollout_ids(rows),
-                in_baseline_S=[row.in_baseline for row in rows],
-                final_S=[row.reward_is_final for row in rows],
-            ),
-            config,
-        )
-        if config.normalize_advantages:
-            return whiten(advantages_S, torch.tensor([sum(row.loss_mask) for row in rows]))
-        return advantages_S
-
     def _count_nonfinite(self, result: dict[str, float]) -> None:
         if not result["train/skipped_steps"]:
             self.nonfinite_streak = 0
@@ -253,6 +262,28 @@ class Trainer:
                 "Lower --lr (TOML: optimizer.lr), look at the rewards and samples of the last "
                 "step, or raise --max-nonfinite-steps (TOML: optimizer.max_nonfinite_steps)"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One optimizer step of a rollout."""
+
+    weight_of_row: dict[int, float]
+    """Of each trained token of the row in the loss."""
+    num_rollouts: int
+    uses_old: bool
+    """False: the current logprobs are the old ones."""
+    rows_before: int
+
+
+def _completed(hooks: TrainHooks, algorithm: AlgorithmConfig) -> TrainHooks:
+    """With the built-in correction where one is asked for, and none where none is."""
+    wanted = algorithm.use_tis or algorithm.get_mismatch_metrics
+    return dataclasses.replace(
+        hooks,
+        correction=(hooks.correction or vanilla_tis_function) if wanted else None,
+        args=algorithm if hooks.args is None else hooks.args,
+    )
 
 
 def _flat(batch: MicroBatch, scores: Scores) -> torch.Tensor | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,10 +15,17 @@ from dovetail.config.sections import BatchConfig, OptimizerConfig
 from dovetail.trainers.torch.optim import MasterAdamW, StepResult
 from dovetail.trainers.torch.scored_model import ScoredModel
 
+if TYPE_CHECKING:
+    from dovetail.trainers.backend import LogitsLoss, WholeLoss
+
 CPU_BUDGET = 4096
 """More tokens at once are no faster on a CPU: measured, 600 to 4,096 differ by 4 %."""
 WORTH_PACKING = 0.95
 """Packed lines pay from this share of the padded tokens on: equal rows run faster as a batch."""
+
+LOGIT_ELEMENTS = 256 * 1024 * 1024
+"""Most logits of a micro-batch whose loss is on logits: 1 GB in float32, as much again for their
+gradient."""
 
 
 class TorchBackend:
@@ -50,6 +57,9 @@ class TorchBackend:
         if self.policy.device.type == "cpu":
             # A long prompt still needs room for several siblings beside it.
             budget = min(budget, max(CPU_BUDGET, 4 * longest))
+        if scope is Scope.SEQUENCE:
+            vocab = self.policy.model.get_input_embeddings().weight.shape[0]
+            budget = min(budget, max(LOGIT_ELEMENTS // vocab, longest))
         padded = plan_padded(rows, chosen, budget, max_rows, scope=scope)
         if not self._packs(longest):
             return padded
@@ -88,26 +98,69 @@ class TorchBackend:
                 self._accumulate_own_logits(batch, targets_N, token_loss)
             else:
                 hidden_NH = model.hidden(batch)
-                grad_NH = head_gradients(
-                    hidden_NH.detach(),
-                    model.head,
-                    targets_N,
-                    self.temperature,
-                    token_loss,
-                    self.optimizer.grad_for(model.head.weight_VH),  # type: ignore[arg-type]
-                    self.optimizer.grad_for(model.head.bias_V),  # type: ignore[arg-type]
-                )
-                hidden_NH.backward(grad_NH)
+                hidden_NH.backward(self._head_gradients(hidden_NH, targets_N, token_loss))
         self.optimizer.collect()
 
     def _accumulate_own_logits(
         self, batch: MicroBatch, targets_N: torch.Tensor, token_loss: TokenLoss
     ) -> None:
+        logprobs_N, entropy_N = self._own_logprobs(batch, targets_N)
+        torch.autograd.backward(token_loss(slice(0, len(targets_N)), logprobs_N, entropy_N))
+
+    def _own_logprobs(
+        self, batch: MicroBatch, targets_N: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         logits_NV = self.policy.logits(batch) / self.temperature
         logprobs_NV = torch.log_softmax(logits_NV, -1)
         entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
-        logprobs_N = logprobs_NV.gather(1, targets_N[:, None]).squeeze(1)
-        torch.autograd.backward(token_loss(slice(0, len(targets_N)), logprobs_N, entropy_N))
+        return logprobs_NV.gather(1, targets_N[:, None]).squeeze(1), entropy_N
+
+    def accumulate_whole(self, batch: MicroBatch, loss: WholeLoss) -> None:
+        """See `Backend`. Through a head the logits are made twice: for the values, and for the
+        gradient once its slopes are known."""
+        model = self.policy
+        model.eval_mode()
+        targets_N = batch.targets_N.to(model.device)
+        with model.attention_for(batch):
+            if model.head is None:
+                value = loss(*self._own_logprobs(batch, targets_N))
+                if value is not None:
+                    torch.autograd.backward(value)
+            else:
+                hidden_NH = model.hidden(batch)
+                known = head_logprobs(hidden_NH.detach(), model.head, targets_N, self.temperature)
+                slopes = _slopes(loss, *known)
+                if slopes is not None:
+                    hidden_NH.backward(self._head_gradients(hidden_NH, targets_N, slopes))
+        self.optimizer.collect()
+
+    def accumulate_logits(self, batch: MicroBatch, loss: LogitsLoss) -> None:
+        """See `Backend`."""
+        self.policy.eval_mode()
+        with self.policy.attention_for(batch):
+            value = loss(self.policy.logits(batch))
+            if value is not None:
+                torch.autograd.backward(value)
+        self.optimizer.collect()
+
+    def _head_gradients(
+        self, hidden_NH: torch.Tensor, targets_N: torch.Tensor, token_loss: TokenLoss
+    ) -> torch.Tensor:
+        head = self.policy.head
+        assert head is not None
+        return head_gradients(
+            hidden_NH.detach(),
+            head,
+            targets_N,
+            self.temperature,
+            token_loss,
+            self.optimizer.grad_for(head.weight_VH),  # type: ignore[arg-type]
+            self.optimizer.grad_for(head.bias_V),  # type: ignore[arg-type]
+        )
+
+    def discard(self) -> None:
+        """See `Backend`."""
+        self.optimizer.drop_grads()
 
     def step(self) -> StepResult:
         """See `Backend`."""
@@ -131,3 +184,26 @@ def _tokens(plans: Sequence[PlannedBatch]) -> int:
 
 def _gathered(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
     return torch.log_softmax(logits_NV, -1).gather(1, targets_N[:, None]).squeeze(1)
+
+
+@torch.enable_grad()
+def _slopes(loss: WholeLoss, logprobs_N: torch.Tensor, entropy_N: torch.Tensor) -> TokenLoss | None:
+    """The loss's slopes at these values, as the linear loss of single tokens that has them too."""
+    logprobs_N.requires_grad_()
+    entropy_N.requires_grad_()
+    value = loss(logprobs_N, entropy_N)
+    if value is None:
+        return None
+    by_logprob_N, by_entropy_N = torch.autograd.grad(
+        value, (logprobs_N, entropy_N), allow_unused=True
+    )
+
+    def linear(part: slice, logprobs_n: torch.Tensor, entropy_n: torch.Tensor) -> torch.Tensor:
+        total = torch.zeros((), device=logprobs_n.device, requires_grad=True)
+        if by_logprob_N is not None:
+            total = total + (by_logprob_N[part] * logprobs_n).sum()
+        if by_entropy_N is not None:
+            total = total + (by_entropy_N[part] * entropy_n).sum()
+        return total
+
+    return linear

@@ -1,0 +1,273 @@
+"""What is fixed before the first optimizer step of a rollout: logprobs, advantages, and what the
+user's functions made of them.
+
+Shapes: S rows; every list has one entry per row, per-token ones are [response_length].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from dovetail.algorithms.inputs import RewardBatch
+from dovetail.algorithms.kl import kl_estimate
+from dovetail.algorithms.reduce import whiten
+from dovetail.batch.columns import EDITABLE, columns_of, edited_rows, per_token
+from dovetail.batch.convert import Columns, hook_fault
+from dovetail.batch.plan import Scope, rollout_ids
+from dovetail.batch.rows import TrainRow
+from dovetail.config.sections import AlgorithmConfig
+from dovetail.trainers.hooks import ADVANTAGE, POSTPROCESS, TrainHooks
+from dovetail.types.errors import TrainError
+from dovetail.types.sample import Sample
+
+Scores = dict[int, torch.Tensor]
+"""Row position -> [response_length] float32 logprobs, 0.0 where a token was not scored."""
+Score = Callable[[Sequence[TrainRow], Sequence[int], Scope, bool], Scores]
+"""`(rows, which of them, scope, reference) -> logprobs`."""
+Estimate = Callable[[RewardBatch, AlgorithmConfig], "torch.Tensor | Sequence[torch.Tensor]"]
+
+
+@dataclass(slots=True)
+class Prepared:
+    """One rollout, ready to be trained on."""
+
+    rows: list[TrainRow]
+    advantages: list[torch.Tensor]
+    old: Scores = field(default_factory=dict)
+    """The policy before the first step, where it was scored; the engine's own logprobs under
+    use_rollout_logprobs."""
+    ref: Scores = field(default_factory=dict)
+    old_at_once: bool = False
+    """`old` is for the first step too; otherwise nothing has changed yet then, and the current
+    logprobs are the old ones."""
+    columns: Columns = field(default_factory=dict)
+    """What hooks see of it; empty where none looks."""
+
+    def of_batch(self, positions: Sequence[int]) -> Columns:
+        """The columns of some rows. What a hook put there for the rollout as a whole stays."""
+        count = len(self.rows)
+        return {
+            name: [column[i] for i in positions]
+            if isinstance(column, list | tuple) and len(column) == count
+            else column
+            for name, column in self.columns.items()
+        }
+
+
+class Preparer:
+    """Scores, estimates and calls the hooks that see the whole rollout."""
+
+    def __init__(
+        self,
+        algorithm: AlgorithmConfig,
+        hooks: TrainHooks,
+        estimate: Estimate,
+        score: Score,
+        *,
+        needs_reference: bool,
+        device: torch.device,
+    ):
+        self.algorithm, self.hooks, self.estimate, self.score = algorithm, hooks, estimate, score
+        self.is_sft = algorithm.loss_type == "sft_loss"
+        self.needs_reference, self.device = needs_reference, device
+        whole = hooks.sees_rollout or hooks.sees_batch
+        self.scope = Scope.RESPONSE if whole else Scope.TRAINED
+        self.wants_columns = hooks.sees_rollout or bool(hooks.loss or hooks.logits_loss)
+        self.scores_all = hooks.sees_rollout or hooks.logits_loss is not None
+
+    def __call__(self, rows: Sequence[TrainRow], later: Sequence[int], rollout_id: int) -> Prepared:
+        """`later`: positions of the rows that train after the first optimizer step.
+
+        Raises:
+            TrainError: engine logprobs are needed and a row has none.
+            HookRunError: a hook raised, or left something of a wrong shape.
+        """
+        ready = Prepared(list(rows), [])
+        policy = self._score(ready, later)
+        kl = self._kl(ready)
+        ready.advantages = self._estimated(ready, kl)
+        if self.wants_columns:
+            ready.columns = self._columns(ready, policy, kl)
+        if self.hooks.advantage is not None and not self.is_sft:
+            ready.advantages = self._by_hook(ready, self.hooks.advantage)
+        if self.algorithm.normalize_advantages and not self.is_sft:
+            ready.advantages = _whitened(ready)
+        if self.wants_columns and not self.is_sft:
+            self._show_advantages(ready)
+        if self.hooks.postprocess is not None:
+            self._postprocess(ready, self.hooks.postprocess, rollout_id)
+        return ready
+
+    def _score(self, ready: Prepared, later: Sequence[int]) -> Scores:
+        """Fill in old and reference logprobs; the trainer's own before the first step."""
+        if self.is_sft:
+            return {}
+        rows, everything = ready.rows, range(len(ready.rows))
+        in_reward = self.algorithm.kl_coef > 0
+        from_engine = self.algorithm.use_rollout_logprobs
+        policy: Scores = {}
+        if self.scores_all or (in_reward and not from_engine):
+            policy = self.score(rows, everything, self.scope, False)
+        elif later and not from_engine:
+            policy = self.score(rows, later, self.scope, False)
+        ready.old = engine_logprobs(rows, "use_rollout_logprobs") if from_engine else policy
+        ready.old_at_once = from_engine or self.scores_all
+        if in_reward or (self.needs_reference and self.scores_all):
+            ready.ref = self.score(rows, everything, self.scope, True)
+        return policy
+
+    def _kl(self, ready: Prepared) -> list[torch.Tensor] | None:
+        if not ready.ref:
+            return None
+        kind = self.algorithm.kl_loss_type
+        return [kl_estimate(ready.old[i], ready.ref[i], kind) for i in range(len(ready.rows))]
+
+    def _estimated(self, ready: Prepared, kl: list[torch.Tensor] | None) -> list[torch.Tensor]:
+        if self.is_sft or self.hooks.advantage is not None:
+            return [torch.zeros(row.response_length) for row in ready.rows]
+        rewards = [row.reward for row in ready.rows]
+        if kl is not None and self.algorithm.kl_coef > 0:
+            for i, row in enumerate(ready.rows):
+                penalty = float((kl[i] * torch.tensor(row.loss_mask)).sum())
+                rewards[i] = row.reward - self.algorithm.kl_coef * penalty
+        batch = RewardBatch(
+            rewards_S=torch.tensor(rewards, dtype=torch.float64),
+            groups_S=[row.group_index for row in ready.rows],
+            rollouts_S=rollout_ids(ready.rows),
+            in_baseline_S=[row.in_baseline for row in ready.rows],
+            final_S=[row.reward_is_final for row in ready.rows],
+        )
+        found = self.estimate(batch, self.algorithm)
+        return [
+            value.expand(row.response_length) if value.ndim == 0 else value
+            for value, row in zip(found, ready.rows, strict=True)
+        ]
+
+    def _columns(self, ready: Prepared, policy: Scores, kl: list[torch.Tensor] | None) -> Columns:
+        columns = columns_of(ready.rows, self.device)
+        for name, scores in (("log_probs", policy), ("ref_log_probs", ready.ref)):
+            if len(scores) == len(ready.rows):
+                columns[name] = self._placed([scores[i] for i in range(len(scores))])
+        if not self.is_sft:
+            none = [torch.zeros(row.response_length) for row in ready.rows]
+            columns["kl"] = self._placed(none if kl is None else kl)
+        return columns
+
+    def _placed(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        # A copy of each: a hook may write into it.
+        return [value.to(self.device, copy=True) for value in values]
+
+    def _by_hook(self, ready: Prepared, hook: Callable[[Columns], Any]) -> list[torch.Tensor]:
+        got = hook(ready.columns)
+        if isinstance(got, Mapping):
+            ready.columns.update(got)
+        elif isinstance(got, tuple) and len(got) == 2:
+            ready.columns["advantages"], ready.columns["returns"] = got
+        elif got is not None:
+            ready.columns["advantages"] = got
+        if ready.columns.get("advantages") is None:
+            raise hook_fault(
+                ADVANTAGE,
+                'the function set no data["advantages"]; expected a list with a tensor '
+                "[response_length] per sample",
+            )
+        return per_token(ADVANTAGE, "advantages", ready.rows, ready.columns["advantages"])
+
+    def _show_advantages(self, ready: Prepared) -> None:
+        ready.columns["advantages"] = self._placed(ready.advantages)
+        returns = ready.columns.get("returns", ready.advantages)
+        ready.columns["returns"] = self._placed(
+            per_token(ADVANTAGE, "returns", ready.rows, returns)
+        )
+
+    def _postprocess(
+        self,
+        ready: Prepared,
+        hook: Callable[[int, Columns, list[Sample]], Any],
+        rollout_id: int,
+    ) -> None:
+        data = ready.columns
+        before = [_marks(row.sample) for row in ready.rows]
+        hook(rollout_id, data, [row.sample for row in ready.rows if row.sample is not None])
+        rows = edited_rows(POSTPROCESS, ready.rows, data)
+        ready.rows = [_as_sample(row, was) for row, was in zip(rows, before, strict=True)]
+        fresh = columns_of(ready.rows, self.device)
+        data.update({name: fresh[name] for name in EDITABLE if name in fresh})
+        if self.is_sft:
+            return
+        if data.get("advantages") is not None:
+            ready.advantages = per_token(POSTPROCESS, "advantages", ready.rows, data["advantages"])
+        if self.algorithm.use_rollout_logprobs:
+            ready.old = engine_logprobs(ready.rows, "use_rollout_logprobs")
+        else:
+            ready.old = _scores(ready, "log_probs", ready.old)
+        ready.ref = _scores(ready, "ref_log_probs", ready.ref)
+
+
+def _scores(ready: Prepared, name: str, known: Scores) -> Scores:
+    column = ready.columns.get(name)
+    if column is None:
+        return known
+    return dict(enumerate(per_token(POSTPROCESS, name, ready.rows, column)))
+
+
+def _marks(sample: Sample | None) -> tuple[Any, ...]:
+    """What a hook may change on a sample with an effect."""
+    if sample is None:
+        return ()
+    mask = None if sample.loss_mask is None else list(sample.loss_mask)
+    return sample.remove_sample, mask, sample.metadata, sample.train_metadata
+
+
+def _as_sample(row: TrainRow, was: tuple[Any, ...]) -> TrainRow:
+    """The row with what was changed on its sample."""
+    sample = row.sample
+    if sample is None or _marks(sample) == was:
+        return row
+    removed, mask, metadata, train_metadata = was
+    changed: dict[str, Any] = {}
+    if sample.remove_sample and not removed:
+        changed["loss_mask"] = [0] * row.response_length
+    elif sample.loss_mask != mask and sample.loss_mask is not None:
+        changed["loss_mask"] = [int(entry) for entry in sample.loss_mask]
+    if row.metadata is metadata:
+        changed["metadata"] = sample.metadata
+    if row.train_metadata is train_metadata:
+        changed["train_metadata"] = sample.train_metadata
+    try:
+        return dataclasses.replace(row, **changed)
+    except TrainError as error:
+        raise hook_fault(POSTPROCESS, str(error)) from error
+
+
+def _whitened(ready: Prepared) -> list[torch.Tensor]:
+    if not ready.rows:
+        return []
+    lengths = [row.response_length for row in ready.rows]
+    masks = torch.tensor([entry for row in ready.rows for entry in row.loss_mask])
+    return list(whiten(torch.cat(ready.advantages), masks).split(lengths))
+
+
+def engine_logprobs(rows: Sequence[TrainRow], wanted_by: str) -> Scores:
+    """What the engine said when it sampled, of every row.
+
+    Raises:
+        TrainError: a row has none.
+    """
+    for row in rows:
+        if row.rollout_logprobs is None:
+            raise TrainError(
+                f"sample {row.index}: rollout_log_probs is unknown, but {wanted_by} needs the "
+                "engine's logprobs of every response token; a generate function sets them with "
+                "Sample.append_response_tokens(tokens=..., log_probs=...), a conversion in "
+                f"rollout_log_probs; or leave --{wanted_by.replace('_', '-')} "
+                f"(TOML: algorithm.{wanted_by}) out"
+            )
+    return {
+        i: torch.tensor(row.rollout_logprobs, dtype=torch.float32) for i, row in enumerate(rows)
+    }
