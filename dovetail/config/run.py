@@ -16,6 +16,7 @@ from dovetail.config.sections import (
     OptimizerConfig,
     RewardConfig,
     RolloutConfig,
+    RouterConfig,
     RuntimeConfig,
     Section,
 )
@@ -28,6 +29,7 @@ class RunConfig(Section):
     data: DataConfig = DataConfig()
     rollout: RolloutConfig = RolloutConfig()
     engine: EngineConfig = EngineConfig()
+    router: RouterConfig = RouterConfig()
     reward: RewardConfig = RewardConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     batch: BatchConfig = BatchConfig()

@@ -21,6 +21,7 @@ from dovetail.config.sections.observe import ObserveConfig
 from dovetail.config.sections.optimizer import OptimizerConfig
 from dovetail.config.sections.reward import RewardConfig
 from dovetail.config.sections.rollout import RolloutConfig
+from dovetail.config.sections.router import RouterConfig
 from dovetail.config.sections.runtime import RuntimeConfig
 
 __all__ = [
@@ -38,5 +39,6 @@ __all__ = [
     "ObserveConfig",
     "DebugConfig",
     "HooksConfig",
+    "RouterConfig",
     "RuntimeConfig",
 ]

@@ -1,0 +1,251 @@
+"""Between the server's thread and the engine, which lives on the run's own event loop.
+
+    server's loop                                      run's loop
+    answer() --run_coroutine_threadsafe--> engine.generate
+       ^  client gone: cancel -----------------> cancelled
+       +------------------- result ---------------+
+
+The run's loop stands still while the run trains: requests that come then wait. A loop that runs but
+does not react is another matter: somebody blocks it, and may wait for this very answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import linecache
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from dovetail.router.answer import Answer
+from dovetail.router.fields import RequestError
+from dovetail.router.wanted import Wanted
+from dovetail.types import (
+    EngineError,
+    FinishReason,
+    GenerateRequest,
+    GenerateResult,
+    RequestTooLongError,
+)
+from dovetail.types.ports import Engine, Tokenizer
+
+T = TypeVar("T")
+
+_FIRST_PIECE = 16
+"""Tokens of a stream's first chunk. Each next one is twice as long, so that the work of taking up
+the response again stays in proportion to its length."""
+_CHECK_EVERY_S = 0.5
+
+
+class Bridge:
+    """Answers requests from any thread with an engine on another one's loop.
+
+    Args:
+        engine: gives the engine; asked on the first request.
+        tokenizer: gives the tokenizer.
+        model: name of the model, for answers.
+        limits: gives the most tokens of prompt plus response, and where token ids end; None where
+            that is not known.
+        blocked_after_s: how long the run's loop may not react before requests are refused.
+    """
+
+    def __init__(
+        self,
+        engine: Callable[[], Engine],
+        tokenizer: Callable[[], Tokenizer],
+        *,
+        model: str,
+        limits: Callable[[], tuple[int | None, int | None]] = lambda: (None, None),
+        blocked_after_s: float = 30.0,
+    ) -> None:
+        self._engine, self._tokenizer, self._limits = engine, tokenizer, limits
+        self.model = model
+        self.blocked_after_s = blocked_after_s
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.thread_id: int | None = None
+        """The thread that runs the run's loop."""
+        self.closing = False
+        self._numbers = itertools.count()
+        self._open: dict[str, str] = {}
+        """Ids of requests under way -> the name that their client gave."""
+
+    @property
+    def engine(self) -> Engine:
+        """The engine."""
+        return self._engine()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer."""
+        return self._tokenizer()
+
+    @property
+    def max_context_len(self) -> int | None:
+        """Most tokens of prompt plus response."""
+        return self._limits()[0]
+
+    @property
+    def weight_version(self) -> int:
+        """The engine's, 0 for one that does not count."""
+        return int(getattr(self.engine, "weight_version", 0))
+
+    @property
+    def in_flight(self) -> list[str]:
+        """Names of the requests under way, oldest first."""
+        return list(self._open.values())
+
+    def new_rid(self) -> str:
+        """A name for a request that came without one."""
+        return f"req-{next(self._numbers)}"
+
+    async def answer(self, prompt: Sequence[int], wanted: Wanted, rid: str) -> Answer:
+        """Answer one prompt.
+
+        Raises:
+            RequestError: the request can never fit, or the engine failed, or the run is ending.
+        """
+        started = time.perf_counter()
+        request = self._request(prompt, wanted, rid)
+        result = await self._generate(request, rid)
+        answer = Answer(rid, len(prompt)).extended(result, self.weight_version)
+        finish = FinishReason(result.finish_reason)
+        return answer.worded(self.tokenizer, wanted, finish, time.perf_counter() - started)
+
+    async def stream(
+        self, prompt: Sequence[int], wanted: Wanted, rid: str
+    ) -> AsyncIterator[Answer]:
+        """The answer as far as it has come, again and again, then the finished one.
+
+        Raises:
+            RequestError: as `answer`.
+        """
+        started, size = time.perf_counter(), _FIRST_PIECE
+        whole = self._request(prompt, wanted, rid)
+        most, answer = whole.sampling.max_new_tokens, Answer(rid, len(prompt))
+        while True:
+            left = most - len(answer.token_ids)
+            part = dataclasses.replace(whole.sampling, max_new_tokens=min(size, left))
+            request = GenerateRequest(
+                request_id=f"{whole.request_id}.{len(answer.token_ids)}",
+                prompt_ids=(*whole.prompt_ids, *answer.token_ids),
+                sampling=part,
+                num_generated=len(answer.token_ids),
+            )
+            result = await self._generate(request, rid)
+            answer = answer.extended(result, self.weight_version)
+            ended = FinishReason(result.finish_reason)
+            goes_on = ended is FinishReason.LENGTH and len(answer.token_ids) < most
+            finish = None if goes_on else ended
+            yield answer.worded(self.tokenizer, wanted, finish, time.perf_counter() - started)
+            if finish is not None:
+                return
+            size *= 2
+
+    async def abort(self, rid: str | None = None) -> int:
+        """End the requests of this name (None: every request of the engine); how many there
+        were."""
+        targets = [own for own, name in self._open.items() if rid is None or _is(name, rid)]
+        if rid is None:
+            await self._hop(self.engine.abort())
+        elif targets:
+            await self._hop(self.engine.abort(targets))
+        return len(targets)
+
+    async def _generate(self, request: GenerateRequest, rid: str) -> GenerateResult:
+        self._open[request.request_id] = rid
+        try:
+            return await self._hop(self.engine.generate(request))
+        except RequestTooLongError as error:
+            raise RequestError(
+                str(error), field="max_new_tokens", got=request.sampling.max_new_tokens
+            ) from error
+        except EngineError as error:
+            raise RequestError(f"the engine failed: {error}", status=500) from error
+        finally:
+            self._open.pop(request.request_id, None)
+
+    def _request(self, prompt: Sequence[int], wanted: Wanted, rid: str) -> GenerateRequest:
+        if not prompt:
+            raise RequestError(
+                "the prompt has no tokens", field="prompt", got="[]", expected="one token or more"
+            )
+        context_len, vocab_size = self._limits()
+        if vocab_size is not None and max(prompt) >= vocab_size:
+            raise RequestError(
+                f"token id {max(prompt)} is none of this model's, which end at {vocab_size - 1}",
+                field="prompt",
+                got=str(max(prompt)),
+                expected=f"ids from 0 to {vocab_size - 1}",
+            )
+        sampling = wanted.sampling
+        if wanted.to_the_end:
+            room = 0 if context_len is None else context_len - len(prompt)
+            sampling = dataclasses.replace(sampling, max_new_tokens=max(room, 0))
+        return GenerateRequest(f"{rid}#{next(self._numbers)}", tuple(prompt), sampling)
+
+    async def _hop(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work` on the run's loop; wait for as long as that stands still."""
+        if self.closing or self.loop is None or self.loop.is_closed():
+            work.close()
+            raise RequestError("the run is ending: no more requests are taken", status=503)
+        future = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
+        try:
+            while True:
+                done, _ = await asyncio.wait([future], timeout=_CHECK_EVERY_S)
+                if done:
+                    return await future
+                if self.closing:
+                    raise RequestError("the run ended meanwhile", status=503)
+                await self._refuse_if_blocked()
+        except asyncio.CancelledError:
+            if future.cancelled() and not self.closing:
+                # Not our client, but the run's loop: it was taken down.
+                raise RequestError("the run ended meanwhile", status=503) from None
+            raise
+        finally:
+            future.cancel()
+
+    async def _refuse_if_blocked(self) -> None:
+        loop = self.loop
+        if loop is None or loop.is_closed() or not loop.is_running():
+            return
+        sign = asyncio.Event()
+        here = asyncio.get_running_loop()
+        loop.call_soon_threadsafe(_tell, here, sign)
+        deadline = time.perf_counter() + self.blocked_after_s
+        while not sign.is_set() and loop.is_running():
+            if time.perf_counter() > deadline:
+                raise RequestError(
+                    f"the run's event loop has not reacted for {self.blocked_after_s:.0f} s, so "
+                    f"nothing can be generated: a function blocks it{self._where()}. Use `await` "
+                    "with an asynchronous client there, or `await asyncio.to_thread(...)`",
+                    status=503,
+                )
+            try:
+                await asyncio.wait_for(sign.wait(), _CHECK_EVERY_S)
+            except TimeoutError:
+                continue
+
+    def _where(self) -> str:
+        """The line that the run's thread is at, the user's rather than a library's."""
+        frame = sys._current_frames().get(self.thread_id or -1)
+        while frame is not None:
+            path = frame.f_code.co_filename
+            if "site-packages" not in path and "/lib/python" not in path:
+                line = linecache.getline(path, frame.f_lineno).strip()
+                return f" (at {path}:{frame.f_lineno}: {line})"
+            frame = frame.f_back
+        return ""
+
+
+def _tell(loop: asyncio.AbstractEventLoop, sign: asyncio.Event) -> None:
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(sign.set)
+
+
+def _is(name: str, rid: str) -> bool:
+    """Several choices of one request are named after it."""
+    return name == rid or name.startswith(f"{rid}_")

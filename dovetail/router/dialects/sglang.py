@@ -1,0 +1,223 @@
+"""SGLang's form: POST /generate."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from dovetail.router.answer import Answer
+from dovetail.router.bridge import Bridge
+from dovetail.router.fields import Fields, RequestError, is_ids, wrong
+from dovetail.router.respond import (
+    Json,
+    events,
+    fields_of,
+    merged,
+    together,
+    while_connected,
+)
+from dovetail.router.wanted import Wanted, sglang_wanted
+from dovetail.types import FinishReason
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One response to make."""
+
+    prompt: tuple[int, ...]
+    wanted: Wanted
+    rid: str
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """What the answers hold."""
+
+    logprobs: bool
+    token_text: bool
+    routed_experts: bool
+    decode: Callable[[list[int]], str]
+
+
+def routes(bridge: Bridge) -> list[BaseRoute]:
+    """The routes of this dialect."""
+
+    async def generate(request: Request) -> Response:
+        fields = await fields_of(request)
+        prompts, batched = _prompts(fields, bridge)
+        jobs = _jobs(fields, bridge, prompts)
+        shape = _shape(fields, bridge, min(len(prompt) for prompt in prompts))
+        stream = fields.flag("stream", False)
+        _refuse_rest(fields)
+        many = batched or len(jobs) > 1
+        if stream:
+            return events(_chunks(bridge, jobs, shape, many))
+        works = [bridge.answer(job.prompt, job.wanted, job.rid) for job in jobs]
+        answers = await while_connected(request, together(works))
+        bodies = [_body(answer, shape) for answer in answers]
+        return Json(bodies if many else bodies[0])
+
+    return [Route("/generate", generate, methods=["POST", "PUT"])]
+
+
+async def _chunks(
+    bridge: Bridge, jobs: list[_Job], shape: _Shape, many: bool
+) -> AsyncIterator[dict[str, Any]]:
+    streams = [bridge.stream(job.prompt, job.wanted, job.rid) for job in jobs]
+    async for number, answer in merged(streams):
+        body = _body(answer, shape)
+        yield {**body, "index": number} if many else body
+
+
+def _prompts(fields: Fields, bridge: Bridge) -> tuple[list[tuple[int, ...]], bool]:
+    """The prompts as ids, and whether they came as a list."""
+    text, ids = fields.raw("text"), fields.raw("input_ids")
+    if (text is None) == (ids is None):
+        got = "neither" if text is None else "both"
+        raise RequestError(
+            f"input_ids: got {got} text and input_ids, expected exactly one of them",
+            field="input_ids",
+            got=got,
+            expected="exactly one of text and input_ids",
+        )
+    if text is not None:
+        texts = [text] if isinstance(text, str) else text
+        if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
+            raise wrong("text", text, "a string or a list of strings")
+        prompts = [tuple(bridge.tokenizer.encode(one)) for one in texts]
+    else:
+        nested = isinstance(ids, list) and bool(ids) and isinstance(ids[0], list)
+        several = ids if nested else [ids]
+        if not all(is_ids(one) for one in several):
+            raise wrong("input_ids", ids, "a list of token ids, or a list of such lists")
+        prompts = [tuple(one) for one in several]
+    if not prompts or not all(prompts):
+        raise wrong("text" if ids is None else "input_ids", text or ids, "one token or more")
+    return prompts, isinstance(text, list) or (ids is not None and isinstance(ids[0], list))
+
+
+def _jobs(fields: Fields, bridge: Bridge, prompts: list[tuple[int, ...]]) -> list[_Job]:
+    """One job per prompt and choice; choices of one prompt stand side by side."""
+    given = fields.raw("sampling_params", {})
+    several = given if isinstance(given, list) else [given] * len(prompts)
+    rids = fields.raw("rid")
+    if isinstance(rids, str):
+        # One name for a whole batch: its members are named after it.
+        rids = [rids] if len(prompts) == 1 else [f"{rids}_{i}" for i in range(len(prompts))]
+    rids = [bridge.new_rid() for _ in prompts] if rids is None else rids
+    if not isinstance(rids, list) or not all(isinstance(one, str) for one in rids):
+        raise wrong("rid", rids, "a string, or a list of one per prompt")
+    for name, values in (("sampling_params", several), ("rid", rids)):
+        if len(values) != len(prompts):
+            raise wrong(name, values, f"one for each of the {len(prompts)} prompts")
+    jobs = []
+    for prompt, params, rid in zip(prompts, several, rids, strict=True):
+        wanted = sglang_wanted(Fields(params, "sampling_params."))
+        for number in range(wanted.choices):
+            name = rid if wanted.choices == 1 else f"{rid}_{number}"
+            jobs.append(_Job(prompt, wanted.choice(number), name))
+    return jobs
+
+
+def _shape(fields: Fields, bridge: Bridge, shortest: int) -> _Shape:
+    given = fields.raw("return_logprob", False)
+    logprobs = any(given) if isinstance(given, list) else fields.flag("return_logprob", False)
+    start = fields.raw("logprob_start_len", -1)
+    starts = start if isinstance(start, list) else [start]
+    if logprobs and any(isinstance(one, int) and 0 <= one < shortest for one in starts):
+        raise wrong(
+            "logprob_start_len", start, "-1 or nothing: the engine does not score prompt tokens"
+        )
+    top = fields.raw("top_logprobs_num", 0)
+    if any(top) if isinstance(top, list) else top:
+        raise wrong(
+            "top_logprobs_num", top, "0 or nothing: the engine gives the sampled token's logprob"
+        )
+    return _Shape(
+        logprobs,
+        fields.flag("return_text_in_logprobs", False),
+        fields.flag("return_routed_experts", False),
+        lambda ids: bridge.tokenizer.decode(ids, skip_special_tokens=False),
+    )
+
+
+def _refuse_rest(fields: Fields) -> None:
+    """Everything else that SGLang's request may hold."""
+    fields.refuse(
+        "this server takes text only; let the generate function call the engine's own server for "
+        "images",
+        image_data=None,
+        audio_data=None,
+        video_data=None,
+        modalities=None,
+        input_embeds=None,
+    )
+    fields.refuse("the engine has one set of weights", lora_path=None, lora_id=None)
+    fields.refuse("the engine gives no hidden states", return_hidden_states=False)
+    fields.refuse(
+        "the engine gives the sampled token's logprob only",
+        token_ids_logprob=None,
+        token_ids_logprob_positions=None,
+        return_entropy=False,
+        return_indexer_topk=False,
+        custom_logit_processor=None,
+    )
+    fields.refuse("the server keeps no sessions", session_params=None)
+    fields.refuse("the client waits for its answer", background=False)
+    # About scheduling, logs and prefill servers: without an effect on what is generated.
+    fields.ignore("extra_key", "priority", "log_metrics", "no_logs", "custom_labels", "model")
+    fields.ignore("conversation_id", "data_parallel_rank", "routed_dp_rank", "return_bytes")
+    fields.ignore("bootstrap_host", "bootstrap_port", "bootstrap_room", "bootstrap_pair_key")
+    fields.ignore("routed_experts_start_len", "routing_key", "require_reasoning", "stream_options")
+    fields.finish()
+
+
+def _body(answer: Answer, shape: _Shape) -> dict[str, Any]:
+    meta: dict[str, Any] = {
+        "id": answer.rid,
+        "finish_reason": _finish(answer),
+        "prompt_tokens": answer.prompt_tokens,
+        "weight_version": str(answer.weight_version),
+        "weight_version_spans": [
+            [str(span.weight_version), span.start, span.end] for span in answer.spans
+        ],
+        "completion_tokens": len(answer.token_ids),
+        "cached_tokens": answer.cached_tokens,
+        "e2e_latency": answer.elapsed_s,
+    }
+    if shape.logprobs:
+        meta["input_token_logprobs"] = []
+        meta["output_token_logprobs"] = [
+            [logprob, token, shape.decode([token]) if shape.token_text else None]
+            for logprob, token in zip(answer.logprobs, answer.token_ids, strict=True)
+        ]
+    if shape.routed_experts and answer.finish is not None:
+        if answer.routed_experts is None:
+            raise RequestError(
+                "return_routed_experts: the engine gave none; this model has no experts, or the "
+                "engine does not record their choice",
+                field="return_routed_experts",
+                got="True",
+                expected="False",
+            )
+        packed = np.ascontiguousarray(answer.routed_experts, dtype=np.int32)
+        meta["routed_experts"] = base64.b64encode(packed.tobytes()).decode()
+        meta["routed_experts_start_len"] = 0
+    return {"text": answer.text, "output_ids": list(answer.token_ids), "meta_info": meta}
+
+
+def _finish(answer: Answer) -> dict[str, Any] | None:
+    if answer.finish is None:
+        return None
+    if answer.finish is FinishReason.STOP:
+        return {"type": "stop", "matched": answer.matched}
+    if answer.finish is FinishReason.LENGTH:
+        return {"type": "length", "length": len(answer.token_ids)}
+    return {"type": "abort", "message": "Aborted", "status_code": None, "err_type": None}

@@ -1,0 +1,110 @@
+"""Whether a run serves its engine over HTTP, and where users' functions find it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dovetail.config.run import RunConfig
+from dovetail.hooks import BoundHook
+from dovetail.types.ports import Engine, Tokenizer
+
+if TYPE_CHECKING:
+    from dovetail.router.server import RouterServer
+    from dovetail.run.build import Parts
+
+CALLERS = (
+    "rollout_function",
+    "eval_function",
+    "custom_generate_function",
+    "custom_rm",
+    "rollout_sample_hook",
+    "data_source",
+)
+"""Slots whose functions, when they come from another framework, may call its server. A data source
+may put functions of its own on samples."""
+MIDDLEWARE = "router_middleware"
+
+
+class Served(Protocol):
+    """A server as the run sees it."""
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def needs_router(config: RunConfig, hooks: dict[str, BoundHook], bound: list[BoundHook]) -> bool:
+    """Whether this run serves its engine.
+
+    Args:
+        config: its `serve_router` true or false decides.
+        hooks: the run's functions by slot.
+        bound: functions of single samples and evaluation sets.
+    """
+    wish = config.router.serve_router
+    if wish != "auto":
+        return wish == "true"
+    callers = [hook for slot in CALLERS if (hook := hooks.get(slot)) is not None]
+    return MIDDLEWARE in hooks or any(_is_foreign(hook) for hook in (*callers, *bound))
+
+
+def _is_foreign(hook: BoundHook) -> bool:
+    return any("native" not in one.form.families for one in hook.parts or (hook,))
+
+
+def make_router(parts: Parts, bound: list[BoundHook]) -> RouterServer | None:
+    """The server of a run that needs one. Its port is taken, and told to users' functions, at once;
+    `start` serves.
+
+    Raises:
+        ConfigError: the port can't be had.
+    """
+    if not parts.samples or not needs_router(parts.config, parts.hooks, bound):
+        return None
+    # Starlette and uvicorn take a while to import: only runs that serve wait for them.
+    from dovetail.router.bridge import Bridge
+    from dovetail.router.server import RouterServer
+
+    def engine() -> Engine:
+        return parts.engine  # type: ignore[no-any-return]
+
+    def tokenizer() -> Tokenizer:
+        return parts.models.tokenizer
+
+    bridge = Bridge(
+        engine,
+        tokenizer,
+        model=str(parts.config.model.hf_checkpoint),
+        limits=lambda: (parts.models.context_len, _vocab_size(parts.models.model)),
+    )
+    middleware = parts.hooks.get(MIDDLEWARE)
+    every = () if middleware is None else middleware.parts or (middleware,)
+    server = RouterServer(
+        bridge,
+        parts.config.router.router_port,
+        middleware=[_maker(hook) for hook in every],
+        args=parts.args,
+    )
+    learn_address(parts.args, server.host, server.port)
+    return server
+
+
+def _vocab_size(model: Any) -> int:
+    return int(model.config.get_text_config().vocab_size)
+
+
+def _maker(hook: BoundHook) -> Callable[[Any, Any], Any]:
+    """A class is constructed; a function becomes a dispatch."""
+    if hook.form.makes:
+        return hook.native
+    from starlette.middleware.base import BaseHTTPMiddleware
+
+    return lambda app, router: BaseHTTPMiddleware(app, dispatch=hook.native)
+
+
+def learn_address(args: object, host: str, port: int) -> None:
+    """Tell users' functions, in both families' words."""
+    for name in ("sglang_router", "vllm_router", "router"):
+        args.learn(**{f"{name}_ip": host, f"{name}_port": port})  # type: ignore[attr-defined]
