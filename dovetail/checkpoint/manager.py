@@ -233,6 +233,13 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     )
 
 
+def directory_of_checkpoints(path: Path | str) -> Path:
+    """The directory that holds the checkpoint `path`, or the checkpoints of the run `path`."""
+    path = checkpoints_at(path)
+    is_one = (path / MANIFEST).exists() or _STEP_NAME.fullmatch(path.name)
+    return path.parent if is_one else path
+
+
 def _candidates(path: Path) -> list[Path]:
     if (path / MANIFEST).exists() or _STEP_NAME.fullmatch(path.name):
         return [path]

@@ -42,8 +42,9 @@ class Invoke:
 
     def __call__(self, **values: Any) -> Any:
         """What the function gives back; a coroutine as it is."""
+        limit_s = None if self.is_async else self.limit_s
         try:
-            with time_limit(None if self.is_async else self.limit_s, self._file):
+            with time_limit(limit_s, self._file, lambda where: self._late(where, values)):
                 return self._refuse_generators(self._called(values))
         except Overdue as late:
             raise self._late(late.where, values) from None

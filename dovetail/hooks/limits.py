@@ -14,13 +14,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Coroutine, Generator, Iterator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, coroutine
 from typing import Any
 
 _AGAIN_S = 1.0
+_overdue: dict[int, str] = {}
 
 
 class Overdue(BaseException):
@@ -31,16 +32,25 @@ class Overdue(BaseException):
         self.where = where
 
 
+def overdue() -> str | None:
+    """What to say of a call that did not end although it was interrupted: it stands in C code. None
+    while there is none. Whoever waits for its thread waits in vain."""
+    return next(iter(_overdue.values()), None)
+
+
 @contextmanager
-def time_limit(seconds: float | None, file: str) -> Iterator[None]:
-    """Raise `Overdue` in the body when it takes longer. `file` is the user's, to say where."""
+def time_limit(
+    seconds: float | None, file: str, tell: Callable[[str], object] = str
+) -> Iterator[None]:
+    """Raise `Overdue` in the body when it takes longer. `file` is the user's, to say where; `tell`
+    makes a message of that."""
     if seconds is None:
         yield
     elif threading.current_thread() is threading.main_thread():
         with _alarm(seconds, file):
             yield
     else:
-        with _watchdog(seconds, file):
+        with _watchdog(seconds, file, tell):
             yield
 
 
@@ -73,7 +83,7 @@ def _alarm(seconds: float, file: str) -> Iterator[None]:
 
 
 @contextmanager
-def _watchdog(seconds: float, file: str) -> Iterator[None]:
+def _watchdog(seconds: float, file: str, tell: Callable[[str], object]) -> Iterator[None]:
     ident, ended, late = threading.get_ident(), threading.Event(), []
     turn = threading.Lock()
 
@@ -82,6 +92,8 @@ def _watchdog(seconds: float, file: str) -> Iterator[None]:
         while not ended.wait(wait_s):
             with turn:
                 if not ended.is_set():
+                    if late:
+                        _overdue[ident] = str(tell(late[0]))
                     late.append(blame_running(ident, file))
                     interrupt(ident)
             wait_s = _AGAIN_S
@@ -94,6 +106,7 @@ def _watchdog(seconds: float, file: str) -> Iterator[None]:
     finally:
         with turn:
             ended.set()
+            _overdue.pop(ident, None)
             # One that was sent and has not arrived must not arrive outside.
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(ident), None)
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from dovetail.checkpoint import hf
-from dovetail.checkpoint.manager import CheckpointManager
+from dovetail.checkpoint.manager import CheckpointManager, directory_of_checkpoints
 from dovetail.checkpoint.rng import seed_all
 from dovetail.config.eval_sets import eval_sets
 from dovetail.config.leaves import cure
@@ -30,6 +30,7 @@ from dovetail.observe.run_dir import RunDir
 from dovetail.observe.tracker import check_trackers
 from dovetail.rewards.score import Scorer
 from dovetail.rollout.evaluate import EvalSet
+from dovetail.run.faults import raise_if_overdue
 from dovetail.run.held_out import load_eval_sets
 from dovetail.run.interrupt import Interrupt
 from dovetail.run.models import Models
@@ -70,14 +71,16 @@ def build(resolved: Resolved) -> Run:
     check_trackers(tracker_names(config.observe))
     run_dir = _run_dir(config)
     reporter = Reporter(resolved, run_dir, schedule.num_steps)
+    checkpoints = CheckpointManager(
+        Path(config.checkpoint.save or run_dir.checkpoints), config.checkpoint.save_keep
+    )
+    _learn_places(parts, checkpoints.directory)
     return Run(
         config=config,
         schedule=schedule,
         run_dir=run_dir,
         reporter=reporter,
-        checkpoints=CheckpointManager(
-            Path(config.checkpoint.save or run_dir.checkpoints), config.checkpoint.save_keep
-        ),
+        checkpoints=checkpoints,
         interrupt=Interrupt(),
         collect=make_collect(parts, reporter),
         evaluator=make_evaluator(parts, reporter),
@@ -89,8 +92,18 @@ def build(resolved: Resolved) -> Run:
         engines=[parts.engine] if parts.samples else [],
         log_rollout=parts.hooks.get("custom_rollout_log_function"),
         log_eval=parts.hooks.get("custom_eval_rollout_log_function"),
+        learn=parts.args.learn,
+        check_hooks=raise_if_overdue,
         export=functools.partial(hf.save_hf, parts.models.model, parts.models.tokenizer),
     )
+
+
+def _learn_places(parts: Parts, directory: Path) -> None:
+    """Where users' data sources keep files of their own, beside the checkpoints."""
+    parts.args.learn(save=str(directory))
+    load = parts.config.checkpoint.load
+    if load is not None:
+        parts.args.learn(load=str(directory_of_checkpoints(load)))
 
 
 def _run_dir(config: RunConfig) -> RunDir:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from dovetail.types import CheckpointError
+from dovetail.hooks.limits import overdue
+from dovetail.types import CheckpointError, HookRunError
 
 if TYPE_CHECKING:
     from dovetail.run.parts import Run
@@ -34,6 +35,17 @@ def save_what_stands(run: Run, error: Exception) -> None:
         f"The state after step {run.saved[0]} is saved{lost}. Go on from there with --load "
         f"{run.checkpoints.directory} (TOML: checkpoint.load)"
     )
+
+
+def raise_if_overdue() -> None:
+    """Give up waiting for a thread that stands in a user's function for ever.
+
+    Raises:
+        HookRunError: there is one; the message says where it stands.
+    """
+    message = overdue()
+    if message is not None:
+        raise HookRunError(message)
 
 
 def _save(run: Run) -> None:

@@ -196,8 +196,8 @@ class Run:
         """Train on one step's samples; nothing under --debug-rollout-only."""
         if self.trainer is None:
             return {}
-        self._training = True
         rows = self.to_rows([sample for group in output.samples for sample in group])
+        self._training = True
         return wait_for(self.compute.submit(self.trainer.train, rows), self.check_hooks)
 
     def evaluate(self, done: int) -> None:
