@@ -34,6 +34,20 @@ def sample_from_json(data: Mapping[str, Any]) -> Sample:
     return Sample.from_dict({name: _decode(value) for name, value in data.items()})
 
 
+def value_to_json(value: Any, where: str) -> Any:
+    """Any plain value, array or tensor, JSON-able; `value_from_json` gives an equal one.
+
+    Raises:
+        CheckpointError: it holds an object that has no exact JSON form; `where` names it.
+    """
+    return _encode(value, where)
+
+
+def value_from_json(value: Any) -> Any:
+    """Inverse of `value_to_json`."""
+    return _decode(value)
+
+
 def _encode(value: Any, where: str) -> Any:
     if value is None or isinstance(value, bool):
         return value
