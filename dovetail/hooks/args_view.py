@@ -10,6 +10,8 @@ from typing import Any
 
 from dovetail.config.aliases import ALIASES
 from dovetail.config.run import RunConfig
+from dovetail.hooks.custom_config import custom_config
+from dovetail.hooks.family_args import FACTS, FAMILY_ARGS
 
 _FALLS_BACK_TO = {
     "over_sampling_batch_size": "rollout_batch_size",
@@ -31,7 +33,12 @@ class ArgsView(argparse.Namespace):
     """Every leaf of the configuration as an attribute, and facts that are known only at run time.
 
     It is a copy: what a hook writes is seen by later hooks of the same process, never by the run.
-    It copies, deep-copies and pickles. Leaves that default to another one are filled in.
+    It copies, deep-copies and pickles. Leaves that default to another one are filled in. What
+    plugins of the slime family read and no leaf stands for has the family's default, and the keys
+    of `custom_config_path` are there too.
+
+    Raises:
+        ConfigError: `custom_config_path` can't be read, or has a key that something else has.
 
     Example:
         >>> args = ArgsView(RunConfig(), rollout_id=3)
@@ -42,13 +49,18 @@ class ArgsView(argparse.Namespace):
     def __init__(self, config: RunConfig | None = None, **facts: Any) -> None:
         super().__init__()
         if config is not None:
-            self.__dict__.update(_flat(config))
+            known = copy.deepcopy({**FAMILY_ARGS, **FACTS}) | _flat(config)
+            self.__dict__.update(known)
+            self.__dict__.update(custom_config(config.hooks.custom_config_path, known))
+        self.__dict__.update(facts)
+
+    def learn(self, **facts: Any) -> None:
+        """Set what has become known: the router's address, the step that the run starts at, ..."""
         self.__dict__.update(facts)
 
     def __getattr__(self, name: str) -> Any:
         # Only reached when normal lookup failed.
-        known = [] if name.startswith("__") else list(self.__dict__)
-        near = get_close_matches(name, known, n=1)
+        near = [] if name.startswith("__") else get_close_matches(name, self.__dict__, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise AttributeError(f"args has no attribute {name!r}{hint}")
 

@@ -10,7 +10,7 @@ from typing import Any
 from dovetail.config.sections import HooksConfig
 from dovetail.hooks.adapt import adapt
 from dovetail.hooks.invoke import Invoke
-from dovetail.hooks.load import load, split_family
+from dovetail.hooks.load import admit_foreign_imports, load, split_family
 from dovetail.hooks.match import match, place
 from dovetail.hooks.spec import OWNERS, CallForm, HookSpec, Kind
 from dovetail.hooks.table import HOOKS, spec_of
@@ -105,6 +105,8 @@ def bind_hooks(
     Raises:
         HookError: as `bind`; or what calls the hook is no part of this run.
     """
+    if hooks.compat_imports:
+        admit_foreign_imports()
     bound = {}
     for spec in HOOKS:
         paths = getattr(hooks, spec.leaf)

@@ -84,7 +84,8 @@ def _alarm(seconds: float, file: str) -> Iterator[None]:
 
 @contextmanager
 def _watchdog(seconds: float, file: str, tell: Callable[[str], object]) -> Iterator[None]:
-    ident, ended, late = threading.get_ident(), threading.Event(), []
+    ident, ended = threading.get_ident(), threading.Event()
+    late: list[str] = []
     turn = threading.Lock()
 
     def watch() -> None:

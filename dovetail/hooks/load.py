@@ -19,6 +19,9 @@ from dovetail.hooks.spec import FAMILIES, HookSpec
 from dovetail.hooks.table import spec_of
 from dovetail.types import HookError
 
+FOREIGN_NAMES = "dovetail.compat"
+"""Gives plugins of other frameworks what they import. By name, as it stands on a higher layer."""
+
 _registered: dict[tuple[str, str], Any] = {}
 _WAYS = (
     "a registered name, pkg.mod.attr, pkg.mod:attr or path/file.py:attr "
@@ -47,6 +50,11 @@ def register(slot: str, name: str) -> Callable[[Any], Any]:
 def is_registered(slot: str, name: str) -> bool:
     """Whether `name` stands for an object of this process."""
     return (slot, name) in _registered
+
+
+def admit_foreign_imports() -> None:
+    """From here on `import slime`, `vime` and `miles` work where they are not installed."""
+    importlib.import_module(FOREIGN_NAMES).start_run()
 
 
 def split_family(path: str) -> tuple[str | None, str]:
@@ -111,7 +119,9 @@ def _import(spec: HookSpec, path: str, name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+        ours = not str(error).startswith("No module")  # says more: dovetail.compat knows the names
+        below = error.name is not None and f"{name}.".startswith(f"{error.name}.")
+        if below and not ours:
             raise HookError(
                 f"{spec.where}: no module {error.name!r} for {path!r}. It is looked for in the "
                 f"working directory ({os.getcwd()}) and on PYTHONPATH; a file is written as "

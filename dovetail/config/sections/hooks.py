@@ -90,6 +90,13 @@ class HooksConfig(Section):
         None,
         description="YAML file, or base64: and YAML in base64; its keys become attributes of args.",
     )
+    compat_imports: bool = Field(
+        True,
+        description=(
+            "Functions may import slime, vime and miles where those are not installed: they get"
+            " Dovetail's modules."
+        ),
+    )
     hook_timeout_s: float = Field(
         600.0,
         gt=0,

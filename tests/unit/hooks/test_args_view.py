@@ -1,12 +1,17 @@
 """`args` as plugins of the slime family use it."""
 
+import base64
 import copy
 import pickle
 
 import pytest
 
+from dovetail.config.aliases import ALIASES
+from dovetail.config.leaves import leaves
 from dovetail.config.run import RunConfig
 from dovetail.hooks import ArgsView
+from dovetail.hooks.family_args import FACTS, FAMILY_ARGS
+from dovetail.types import ConfigError
 
 
 def view(**sections):
@@ -60,3 +65,67 @@ def test_an_unknown_name_says_the_nearest_and_getattr_defaults_work():
     with pytest.raises(AttributeError, match="did you mean 'rollout_batch_size'"):
         _ = args.rollout_batch_sizes
     assert getattr(args, "max_turns", 4) == 4 and not hasattr(args, "tis_mode")
+
+
+def test_what_only_the_family_has_reads_as_its_default():
+    args = view()
+    assert (args.rollout_num_gpus_per_engine, args.use_fault_tolerance) == (1, False)
+    assert (args.sglang_server_concurrency, args.rollout_task_type) == (512, "math")
+    args.profile_target.append("x")
+    assert view().profile_target == ["train_overall"]
+
+
+def test_the_familys_names_are_said_once():
+    own = {*leaves(), *ALIASES}
+    assert sorted(own & {*FAMILY_ARGS}) == [], "these are leaves now: drop them from family_args.py"
+    assert not own & {*FACTS} and not {*FACTS} & {*FAMILY_ARGS}
+
+
+def test_a_run_learns_facts():
+    args = ArgsView(RunConfig())
+    assert (args.rank, args.world_size, args.start_rollout_id) == (0, 1, 0)
+    assert (args.sglang_router_ip, args.vllm_router_port) == (None, None)
+    args.learn(sglang_router_ip="127.0.0.1", sglang_router_port=30000)
+    assert (args.sglang_router_ip, args.sglang_router_port) == ("127.0.0.1", 30000)
+
+
+def custom(path):
+    return view(hooks={"custom_config_path": str(path)})
+
+
+def test_keys_of_the_custom_config_are_attributes(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("max_turns: 3\ntools: {search: [a, b]}\n")
+    assert custom(file).max_turns == 3 and custom(file).tools == {"search": ["a", "b"]}
+    inline = base64.b64encode(b"tis_mode: truncate\n").decode()
+    assert custom(f"base64:{inline}").tis_mode == "truncate"
+    assert copy.deepcopy(custom(file)).max_turns == 3
+    file.write_text("")
+    assert not hasattr(custom(file), "max_turns")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr: 1.0\n", r"sets 'lr', which is set by --lr \(TOML: optimizer.lr\)"),
+        ("colocate: true\n", r"sets 'colocate', which is set by --mode"),
+        ("rank: 1\n", "sets 'rank', which is an attribute that args has of itself"),
+        ("use_opd: true\n", "sets 'use_opd', which is an attribute that args has of itself"),
+        ("a-b: 1\n", "'a-b' can't be an attribute"),
+        ("- 1\n", "got a list, expected a mapping"),
+        ("a: [\n", "is not YAML"),
+    ],
+)
+def test_a_custom_config_that_clashes_or_is_none_is_refused(tmp_path, text, message):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        custom(file)
+    assert str(file) in str(caught.value)
+
+
+def test_a_custom_config_that_can_not_be_read_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"none.yaml can't be read.*--custom-config-path FILE"):
+        custom(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="base64:!! can't be read"):
+        custom("base64:!!")
