@@ -20,10 +20,10 @@ class AsyncLoopThread:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
+        self.thread = threading.Thread(
             target=self.loop.run_forever, name="dovetail-plugin-loop", daemon=True
         )
-        self._thread.start()
+        self.thread.start()
 
     def run(self, coro: Coroutine[Any, Any, T]) -> T:
         """What `coro` returns; waits for it.
@@ -31,7 +31,7 @@ class AsyncLoopThread:
         Raises:
             RuntimeError: called on the loop itself, where waiting would never end.
         """
-        if threading.current_thread() is self._thread:
+        if threading.current_thread() is self.thread:
             coro.close()
             raise RuntimeError("run() was called on its own event loop; await the coroutine there")
         return asyncio.run_coroutine_threadsafe(coro, self.loop).result()
@@ -40,7 +40,7 @@ class AsyncLoopThread:
         """Cancel what still runs, and end the thread."""
         if self.loop.is_running():
             asyncio.run_coroutine_threadsafe(_cancel_all(), self.loop)
-            self._thread.join(_FAREWELL_S)
+            self.thread.join(_FAREWELL_S)
 
 
 async def _cancel_all() -> None:

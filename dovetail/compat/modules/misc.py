@@ -87,6 +87,11 @@ class SingletonMeta(type):
         return SingletonMeta._instances[cls]
 
     @staticmethod
+    def forget(cls: type) -> None:
+        """The next call of `cls` makes a new instance."""
+        SingletonMeta._instances.pop(cls, None)
+
+    @staticmethod
     def clear_all_instances() -> None:
         """Forget every instance: the next call of a class makes a new one."""
         SingletonMeta._instances.clear()
