@@ -39,6 +39,7 @@ from dovetail.run.replay import Replay
 from dovetail.run.report import Reporter, tracker_names
 from dovetail.run.rollouts import make_collect, make_evaluator, make_source
 from dovetail.run.schedule import make_schedule, prompts_of
+from dovetail.run.serving import make_router, router_owners
 from dovetail.run.training import make_to_rows, make_trainer
 from dovetail.run.validate import validate
 from dovetail.runtime.compute import compute_thread
@@ -93,6 +94,7 @@ def build(resolved: Resolved) -> Run:
         log_rollout=parts.hooks.get("custom_rollout_log_function"),
         log_eval=parts.hooks.get("custom_eval_rollout_log_function"),
         learn=parts.args.learn,
+        router=parts.router,
         check_hooks=raise_if_overdue,
         export=functools.partial(hf.save_hf, parts.models.model, parts.models.tokenizer),
     )
@@ -120,7 +122,9 @@ class Parts:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.args = ArgsView(config)
-        self.hooks: dict[str, BoundHook] = bind_hooks(config.hooks, self.args)
+        self.hooks: dict[str, BoundHook] = bind_hooks(
+            config.hooks, self.args, router_owners(config)
+        )
         self._bound: dict[tuple[str, str], BoundHook] = {}
         self._bind_those_of_eval_sets()
         self.plan: Plan = plan(config.runtime, config.model, has_cuda=torch.cuda.is_available())
@@ -129,6 +133,7 @@ class Parts:
         seed_all(config.model.seed)
         template = config.debug.load_debug_rollout_data
         self.replay = Replay(template) if template is not None else None
+        self.router = make_router(self, list(self._bound.values()))
 
     def bound(self, slot: str, path: str) -> BoundHook:
         """The function at `path` for `slot`, bound once: samples and sets may name their own."""

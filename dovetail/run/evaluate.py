@@ -53,6 +53,8 @@ def run_eval(resolved: Resolved) -> RunReport:
             await parts.engine.close()
 
         try:
+            if parts.router is not None:
+                parts.router.start(runner.get_loop())
             with timer.phase("eval"):
                 output = interrupt.run(runner, work())
             reporter.evaluation(step, output, timer)
@@ -60,6 +62,8 @@ def run_eval(resolved: Resolved) -> RunReport:
         except Interrupted:
             return RunReport(run_dir.path, 0, 0, exit_code=interrupt.exit_code)
         finally:
+            if parts.router is not None:
+                parts.router.close()
             runner.run(close())
             parts.scorer.close()
             parts.compute.shutdown()

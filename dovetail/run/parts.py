@@ -20,6 +20,7 @@ from dovetail.run.interrupt import Interrupt
 from dovetail.run.leaving import UserThreads, close_runner, wait_for
 from dovetail.run.report import Reporter, RunReport, Timer, step_metrics
 from dovetail.run.schedule import Schedule
+from dovetail.run.serving import Served
 from dovetail.types import CheckpointError, EvalOutput, RolloutOutput, Sample
 from dovetail.types.ports import DataSource, EngineControl
 from dovetail.weights.publish import publish
@@ -71,6 +72,8 @@ class Run:
     """Tells users' functions facts of the run, as attributes of their `args`."""
     check_hooks: Callable[[], None] = lambda: None
     """Raises when a user's function is overdue."""
+    router: Served | None = None
+    """The engine behind HTTP."""
     runner: asyncio.Runner = field(default_factory=asyncio.Runner)
     position: tuple[int, bool] = (0, False)
     """Finished steps, and whether the evaluation due there is done: where a checkpoint would
@@ -86,6 +89,8 @@ class Run:
     def __enter__(self) -> Run:
         self.interrupt.__enter__()
         self.runner.get_loop().set_default_executor(UserThreads())
+        if self.router is not None:
+            self.router.start(self.runner.get_loop())
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -93,6 +98,8 @@ class Run:
             # INFO keeps it off the terminal, where whoever catches it tells it.
             log.info("the run failed: %s", exc[1], exc_info=exc[1])
         try:
+            if self.router is not None:
+                self.router.close()
             self.runner.run(self._close())
         finally:
             close_runner(self.runner)

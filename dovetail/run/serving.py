@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dovetail.config.run import RunConfig
-from dovetail.hooks import BoundHook
+from dovetail.hooks import ArgsView, BoundHook
 from dovetail.types.ports import Engine, Tokenizer
 
 if TYPE_CHECKING:
@@ -33,6 +33,11 @@ class Served(Protocol):
     def start(self, loop: asyncio.AbstractEventLoop) -> None: ...
 
     def close(self) -> None: ...
+
+
+def router_owners(config: RunConfig) -> set[str]:
+    """What calls users' functions where this run has a router; `bind_hooks` asks."""
+    return set() if config.router.serve_router == "false" else {"router"}
 
 
 def needs_router(config: RunConfig, hooks: dict[str, BoundHook], bound: list[BoundHook]) -> bool:
@@ -87,7 +92,7 @@ def make_router(parts: Parts, bound: list[BoundHook]) -> RouterServer | None:
         middleware=[_maker(hook) for hook in every],
         args=parts.args,
     )
-    learn_address(parts.args, server.host, server.port)
+    _learn_address(parts.args, server)
     return server
 
 
@@ -104,7 +109,7 @@ def _maker(hook: BoundHook) -> Callable[[Any, Any], Any]:
     return lambda app, router: BaseHTTPMiddleware(app, dispatch=hook.native)
 
 
-def learn_address(args: object, host: str, port: int) -> None:
-    """Tell users' functions, in both families' words."""
+def _learn_address(args: ArgsView, server: RouterServer) -> None:
+    """Tell users' functions, in every family's words."""
     for name in ("sglang_router", "vllm_router", "router"):
-        args.learn(**{f"{name}_ip": host, f"{name}_port": port})  # type: ignore[attr-defined]
+        args.learn(**{f"{name}_ip": server.host, f"{name}_port": server.port})
