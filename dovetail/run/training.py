@@ -7,9 +7,11 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from dovetail.algorithms.table import CUSTOM_LOSS
 from dovetail.batch.convert import rows_from_samples
 from dovetail.run.report import Reporter
 from dovetail.run.schedule import Schedule
+from dovetail.trainers.hooks import ADVANTAGE, CORRECTION, LOSS, POSTPROCESS, REDUCER, TrainHooks
 from dovetail.trainers.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -32,6 +34,23 @@ def make_trainer(parts: Parts, schedule: Schedule, reporter: Reporter) -> Traine
         total_optimizer_steps=schedule.total_optimizer_steps,
         samples_per_optimizer_step=config.samples_per_optimizer_step,
         report=reporter.train_progress,
+        hooks=make_hooks(parts),
+    )
+
+
+def make_hooks(parts: Parts) -> TrainHooks:
+    """The user's functions inside training, as far as the settings ask for them."""
+    bound, algorithm = parts.hooks, parts.config.algorithm
+    loss = bound.get(LOSS) if algorithm.loss_type == CUSTOM_LOSS else None
+    on_logits = loss is not None and "logits" in loss.form.positional
+    return TrainHooks(
+        advantage=bound.get(ADVANTAGE),
+        postprocess=bound.get(POSTPROCESS),
+        loss=None if on_logits else loss,
+        logits_loss=loss if on_logits else None,
+        correction=bound.get(CORRECTION),
+        reducer=bound.get(REDUCER),
+        args=parts.args,
     )
 
 

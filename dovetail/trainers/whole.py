@@ -22,6 +22,7 @@ from dovetail.algorithms.packed_logits import get_sum_of_sample_mean
 from dovetail.batch.convert import Columns, hook_fault
 from dovetail.batch.pack import MicroBatch
 from dovetail.config.sections import AlgorithmConfig
+from dovetail.hooks.load import blame
 from dovetail.trainers.hooks import CORRECTION, LOSS, REDUCER, TrainHooks
 from dovetail.trainers.prepare import Prepared, engine_logprobs
 from dovetail.trainers.step import Sums, TokenValues
@@ -201,7 +202,11 @@ class _View:
             )
 
         def reduce(values_N: torch.Tensor) -> torch.Tensor:
-            reduced = reducer(values_N)
+            try:
+                reduced = reducer(values_N)
+            except Exception as error:
+                problem = f"its reducer raised {type(error).__name__}: {error} (at {blame(error)})"
+                raise hook_fault(REDUCER, problem) from error
             if not isinstance(reduced, torch.Tensor) or reduced.numel() != 1:
                 raise hook_fault(
                     REDUCER, f"its reducer gave back {_shown(reduced)}, expected a scalar tensor"

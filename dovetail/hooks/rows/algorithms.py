@@ -100,7 +100,7 @@ ALGORITHMS: tuple[HookSpec, ...] = (
             "Corrects for the difference between the engine that sampled and the trainer. "
             "`pg_loss` is flat over the response tokens of all samples; logprobs and masks are "
             "lists, one [response_length] tensor per sample. The masks that it returns are the "
-            "reducer's. Metrics are per-token tensors and are averaged under the masks."
+            "reducer's. Metrics are per-token tensors and are averaged under the masks that it got."
         ),
         example=(
             "import torch\n"
@@ -113,6 +113,10 @@ ALGORITHMS: tuple[HookSpec, ...] = (
         ),
         example_name="weigh",
         runs_async=False,
+        registered={
+            name: f"dovetail.algorithms.corrections:{name}"
+            for name in ("vanilla_tis_function", "icepop_function")
+        },
     ),
     HookSpec(
         slot="custom_pg_loss_reducer_function",
