@@ -49,6 +49,8 @@ OnProgress = Callable[[int, int, int], None]
 """(groups kept, groups wanted, response tokens so far) after every finished group."""
 
 _FAILURES_LOGGED = 3
+_MOST_GROUPS = 1 << 20
+"""Of a step: what keeps numbers of groups apart that their source did not number."""
 
 
 class Rollout:
@@ -123,7 +125,7 @@ class Rollout:
         tokens = 0
         try:
             while not admission.enough:
-                self._submit(admission, flight)
+                self._submit(admission, flight, rollout_id)
                 landed = await flight.next()
                 tokens += landed.new_tokens
                 if await self._admit(landed, admission):
@@ -156,9 +158,11 @@ class Rollout:
             max_failed=config.max_failed_groups,
         )
 
-    def _submit(self, admission: Admission, flight: Flight) -> None:
+    def _submit(self, admission: Admission, flight: Flight, rollout_id: int) -> None:
         wanted = admission.wanted()
         groups = self.source.get_samples(wanted) if wanted else []
+        for number, group in enumerate(groups, start=admission.issued):
+            _number(group, rollout_id * _MOST_GROUPS + number)
         admission.issue(len(groups))
         flight.launch(groups)
         if not flight.in_air:
@@ -220,6 +224,15 @@ class Rollout:
     def _report(self, admission: Admission, tokens: int) -> None:
         if self.on_progress is not None:
             self.on_progress(admission.kept, admission.target, tokens)
+
+
+def _number(group: Group, number: int) -> None:
+    """Ids for samples of a user's source that have none: seeds and groups are known by them."""
+    for offset, sample in enumerate(group):
+        if sample.group_index is None:
+            sample.group_index = number
+        if sample.index is None:
+            sample.index = number * len(group) + offset
 
 
 def resumable(landed: Landed, rollout_id: int) -> Group:

@@ -1,6 +1,7 @@
 """The default rollout function with hand-written engine, source and scorer."""
 
 import asyncio
+import time
 
 import pytest
 
@@ -11,10 +12,18 @@ from dovetail.types import DynamicFilterOutput, EngineError, HookRunError, Rollo
 from tests.unit.rollout.fakes import FakeEngine, FakeScorer, FakeSource, FakeTokenizer
 
 Status = Sample.Status
+KNOBS = (
+    "group_rm",
+    "on_progress",
+    "resolve_generate",
+    "sample_hook",
+    "sample_filter",
+    "all_samples",
+)
 
 
 def make(engine=None, source=None, scorer=None, generate=None, group_filter=None, **config):
-    knobs = {key: config.pop(key) for key in ("group_rm", "on_progress") if key in config}
+    knobs = {key: config.pop(key) for key in KNOBS if key in config}
     config = {"rollout_batch_size": 3, "n_samples_per_prompt": 2, "abort_grace_s": 0.05} | config
     return Rollout(
         engine or FakeEngine(),
@@ -320,3 +329,144 @@ def test_over_a_long_run_no_prompt_is_lost_and_none_served_twice(partial, seed):
     fresh = total["issued"] - (total["put_back"] - len(source.buffer))
     assert fresh == source.next_group
     assert (total["discarded"] == 0) if partial else (total["put_back"] == 0)
+
+
+class Users:
+    """The user's functions of a rollout, which note what they are called with, in order."""
+
+    def __init__(self, status=None):
+        self.calls, self.status = [], status
+
+    async def generate(self, call):
+        sample = await call.default(call.sample, call.sampling)
+        self.calls.append(("generate", sample.index))
+        sample.status = self.status or sample.status
+        return sample
+
+    async def sample_hook(self, sample, rollout_id, evaluation):
+        self.calls.append(("hook", sample.index, rollout_id, evaluation, sample.reward))
+        sample.metadata["seen"] = True
+
+    async def sample_filter(self, groups):
+        self.calls.append(("filter", [group[0].group_index for group in groups]))
+        groups[0][0].remove_sample = True
+
+    async def all_samples(self, groups, source):
+        self.calls.append(("all", [group[0].group_index for group in groups], source))
+
+
+def test_functions_are_called_in_order_each_with_what_is_there_then():
+    users, source = Users(), FakeSource()
+    output = collect(
+        make(
+            source=source,
+            generate=users.generate,
+            sample_hook=users.sample_hook,
+            sample_filter=users.sample_filter,
+            all_samples=users.all_samples,
+            group_filter=drop_even,
+        ),
+        rollout_id=5,
+    )
+    seen = [call[1] for call in users.calls if call[0] == "hook"]
+    assert len(seen) == len(set(seen)) >= 2 * 5
+    for call in users.calls:
+        if call[0] == "hook":
+            assert call[2:] == (5, False, None)
+    for group in output.samples:
+        assert all(s.metadata["seen"] and s.reward is not None for s in group)
+    (kept,) = [call[1] for call in users.calls if call[0] == "filter"]
+    *_, (name, every, given) = users.calls
+    assert name == "all" and given is source and kept == ids(output) == sorted(kept)
+    assert set(kept) < set(every) and every == sorted(every)
+    assert {number for number in every if number % 2 == 0} == set(every) - set(kept)
+    assert output.metrics["rollout/removed_samples"] == 1.0
+
+
+def test_aborted_samples_meet_the_sample_hook_and_are_no_finished_group():
+    users = Users()
+
+    async def generate(call):
+        sample = await call.default(call.sample, call.sampling)
+        sample.status = Status.ABORTED if sample.group_index == 0 else sample.status
+        return sample
+
+    collect(make(generate=generate, sample_hook=users.sample_hook, all_samples=users.all_samples))
+    assert {0, 1} <= {call[1] for call in users.calls if call[0] == "hook"}
+    assert 0 not in users.calls[-1][1]
+
+
+def test_a_sample_hook_may_put_another_sample_in_its_place():
+    async def swap(sample, rollout_id, evaluation):
+        twin = Sample(tokens=list(sample.tokens), response_length=sample.response_length)
+        twin.status = Status.TRUNCATED
+        return twin
+
+    output = collect(make(sample_hook=swap))
+    assert [s.index for group in output.samples for s in group] == [0, 1, 2, 3, 4, 5]
+    assert all(s.status is Status.TRUNCATED for group in output.samples for s in group)
+    assert all(s.reward is not None for group in output.samples for s in group)
+
+
+def test_a_samples_own_generate_function_goes_before_the_runs():
+    made = []
+
+    def resolve(path):
+        async def own(call):
+            made.append((path, call.sample.index))
+            return await call.default(call.sample, call.sampling)
+
+        return own
+
+    class Marked(FakeSource):
+        def get_samples(self, num_samples):
+            groups = super().get_samples(num_samples)
+            groups[0][1].generate_function_path = "own.fn"
+            return groups
+
+    users = Users()
+    collect(make(source=Marked(), generate=users.generate, resolve_generate=resolve))
+    assert made == [("own.fn", 1)]
+    assert sorted(call[1] for call in users.calls) == [0, 2, 3, 4, 5]
+
+
+def test_a_function_that_clears_ids_loses_no_sample_its_place():
+    async def generate(call):
+        sample = await call.default(call.sample, call.sampling)
+        sample.group_index = sample.index = None
+        return sample if call.sample.prompt != "1?" else [sample, Sample(tokens=[1, 2])]
+
+    output = collect(make(generate=generate))
+    assert ids(output) == [0, 1, 2]
+    assert [s.index for s in output.samples[1]] == [2, 2, 3, 3]
+    assert {s.group_index for s in output.samples[1]} == {1}
+
+
+def test_groups_without_ids_get_their_own():
+    class Bare(FakeSource):
+        def _fresh(self, number):
+            group = super()._fresh(number)
+            for sample in group:
+                sample.group_index = sample.index = None
+            return group
+
+        def get_samples(self, num_samples):
+            groups, self.buffer = [self._fresh(i) for i in range(num_samples)], []
+            return groups
+
+    first, second = (collect(make(source=Bare()), rollout_id=i) for i in (0, 1))
+    flat = [s for output in (first, second) for group in output.samples for s in group]
+    assert len({s.index for s in flat}) == 12 and len({s.group_index for s in flat}) == 6
+    assert len({tuple(s.tokens[2:]) for s in flat}) == 12
+
+
+def test_an_abort_without_partial_rollout_waits_for_nobody():
+    async def generate(call):
+        if call.sample.group_index >= 3:
+            await asyncio.Event().wait()
+        return await call.default(call.sample, call.sampling)
+
+    rollout = make(generate=generate, over_sampling_batch_size=5, abort_grace_s=600)
+    started = time.monotonic()
+    assert ids(collect(rollout)) == [0, 1, 2]
+    assert time.monotonic() - started < 5
