@@ -12,6 +12,7 @@ from pathlib import Path
 from dovetail.config.eval_sets import eval_sets
 from dovetail.config.leaves import cure, nearest
 from dovetail.config.run import RunConfig
+from dovetail.config.training_rules import TRAINING_RULES
 from dovetail.types.errors import ConfigError
 
 _STEP_PATH = "PATH/step_{rollout_id}.jsonl"
@@ -139,35 +140,6 @@ def _missing_data(what: str, spec: str) -> Iterator[str]:
         )
 
 
-def _batch(config: RunConfig) -> Iterator[str]:
-    samples = config.samples_per_rollout
-    size, steps = config.batch.global_batch_size, config.batch.num_steps_per_rollout
-    made = (
-        f"a rollout gives {samples} samples (rollout_batch_size {config.rollout.rollout_batch_size}"
-        f" x n_samples_per_prompt {config.rollout.n_samples_per_prompt})"
-    )
-    if size is not None and samples % size:
-        yield (
-            f"{made}, which global_batch_size {size} does not divide; use a divisor of {samples}, "
-            f"e.g. {cure('global_batch_size', _divisor(samples, size))}"
-        )
-    elif size is not None and steps is not None and size * steps != samples:
-        yield (
-            f"{made}: global_batch_size {size} makes {samples // size} optimizer steps of it, "
-            f"num_steps_per_rollout asks for {steps}; set only one of "
-            f"{cure('global_batch_size')} and {cure('num_steps_per_rollout')}"
-        )
-    elif size is None and steps is not None and samples % steps:
-        yield (
-            f"{made}, which num_steps_per_rollout {steps} does not divide; use a divisor of "
-            f"{samples}, e.g. {cure('num_steps_per_rollout', _divisor(samples, steps))}"
-        )
-
-
-def _divisor(number: int, at_most: int) -> int:
-    return next(d for d in range(min(at_most, number), 0, -1) if number % d == 0)
-
-
 def _rollout(config: RunConfig) -> Iterator[str]:
     rollout = config.rollout
     over = rollout.over_sampling_batch_size
@@ -219,49 +191,6 @@ def _reward(config: RunConfig) -> Iterator[str]:
         )
     if reward.rm_type == "remote_rm" and reward.rm_url is None:
         yield f"rm_type 'remote_rm' has nowhere to post to; {cure('rm_url', 'http://HOST:PORT/')}"
-
-
-def _algorithm(config: RunConfig) -> Iterator[str]:
-    algorithm, group = config.algorithm, config.rollout.n_samples_per_prompt
-    trains_rewards = not config.is_sft and not config.debug.debug_rollout_only
-    hooks = config.hooks
-    own_groups = hooks.custom_reward_post_process_path or hooks.rollout_function_path
-    grouped = algorithm.advantage_estimator in ("grpo", "gspo", "cispo")
-    if (
-        trains_rewards
-        and grouped
-        and not own_groups
-        and not config.train_only
-        and group == 1
-        and algorithm.rewards_normalization
-    ):
-        yield (
-            f"advantage_estimator '{algorithm.advantage_estimator}' compares the samples of a "
-            "prompt, but n_samples_per_prompt is 1: every advantage would be 0; "
-            f"{cure('n_samples_per_prompt', 8)}, or train on plain rewards with "
-            f"{cure('rewards_normalization', False)}"
-        )
-    if algorithm.use_kl_loss and "kl_loss_coef" not in algorithm.model_fields_set:
-        yield (
-            "use_kl_loss has no coefficient; "
-            f"{cure('kl_loss_coef', 0.001)} (0 only measures the KL)"
-        )
-    if algorithm.kl_loss_coef > 0 and not algorithm.use_kl_loss:
-        yield (
-            f"kl_loss_coef {algorithm.kl_loss_coef} does nothing without a KL loss; add "
-            f"{cure('use_kl_loss', True)}"
-        )
-
-
-def _optimizer(config: RunConfig) -> Iterator[str]:
-    own = config.optimizer
-    if own.min_lr > own.lr:
-        yield f"min_lr {own.min_lr} is above lr {own.lr}; lower {cure('min_lr')}"
-    if own.lr_decay_iters is not None and own.lr_warmup_iters >= own.lr_decay_iters:
-        yield (
-            f"lr_warmup_iters {own.lr_warmup_iters} does not end before lr_decay_iters "
-            f"{own.lr_decay_iters}; lower {cure('lr_warmup_iters')}"
-        )
 
 
 def _evaluation(config: RunConfig) -> Iterator[str]:
@@ -345,12 +274,10 @@ _RULES: tuple[Rule, ...] = (
     _model,
     _length_of_run,
     _data,
-    _batch,
     _rollout,
     _lengths,
     _reward,
-    _algorithm,
-    _optimizer,
+    *TRAINING_RULES,
     _evaluation,
     _checkpoint,
     _debug,

@@ -1,0 +1,157 @@
+"""Impossible combinations of what trains: batches, advantages, losses, corrections, the optimizer.
+
+As in `dovetail.config.check`, whose rules these are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dovetail.config.leaves import cure
+from dovetail.config.run import RunConfig
+
+
+def _batch(config: RunConfig) -> Iterator[str]:
+    samples = config.samples_per_rollout
+    size, steps = config.batch.global_batch_size, config.batch.num_steps_per_rollout
+    made = (
+        f"a rollout gives {samples} samples (rollout_batch_size {config.rollout.rollout_batch_size}"
+        f" x n_samples_per_prompt {config.rollout.n_samples_per_prompt})"
+    )
+    if size is not None and samples % size:
+        yield (
+            f"{made}, which global_batch_size {size} does not divide; use a divisor of {samples}, "
+            f"e.g. {cure('global_batch_size', _divisor(samples, size))}"
+        )
+    elif size is not None and steps is not None and size * steps != samples:
+        yield (
+            f"{made}: global_batch_size {size} makes {samples // size} optimizer steps of it, "
+            f"num_steps_per_rollout asks for {steps}; set only one of "
+            f"{cure('global_batch_size')} and {cure('num_steps_per_rollout')}"
+        )
+    elif size is None and steps is not None and samples % steps:
+        yield (
+            f"{made}, which num_steps_per_rollout {steps} does not divide; use a divisor of "
+            f"{samples}, e.g. {cure('num_steps_per_rollout', _divisor(samples, steps))}"
+        )
+
+
+def _divisor(number: int, at_most: int) -> int:
+    return next(d for d in range(min(at_most, number), 0, -1) if number % d == 0)
+
+
+def _algorithm(config: RunConfig) -> Iterator[str]:
+    algorithm, group = config.algorithm, config.rollout.n_samples_per_prompt
+    trains_rewards = not config.is_sft and not config.debug.debug_rollout_only
+    hooks = config.hooks
+    own_groups = (
+        hooks.custom_reward_post_process_path
+        or hooks.custom_convert_samples_to_train_data_path
+        or hooks.custom_advantage_function_path
+        or hooks.rollout_function_path
+    )
+    grouped = algorithm.advantage_estimator in ("grpo", "gspo", "cispo")
+    if (
+        trains_rewards
+        and grouped
+        and not own_groups
+        and not config.train_only
+        and group == 1
+        and algorithm.rewards_normalization
+    ):
+        yield (
+            f"advantage_estimator '{algorithm.advantage_estimator}' compares the samples of a "
+            "prompt, but n_samples_per_prompt is 1: every advantage would be 0; "
+            f"{cure('n_samples_per_prompt', 8)}, or train on plain rewards with "
+            f"{cure('rewards_normalization', False)}"
+        )
+    if algorithm.use_kl_loss and "kl_loss_coef" not in algorithm.model_fields_set:
+        yield (
+            "use_kl_loss has no coefficient; "
+            f"{cure('kl_loss_coef', 0.001)} (0 only measures the KL)"
+        )
+    if algorithm.kl_loss_coef > 0 and not algorithm.use_kl_loss:
+        yield (
+            f"kl_loss_coef {algorithm.kl_loss_coef} does nothing without a KL loss; add "
+            f"{cure('use_kl_loss', True)}"
+        )
+
+
+def _custom_loss(config: RunConfig) -> Iterator[str]:
+    path, loss = config.hooks.custom_loss_function_path, config.algorithm.loss_type
+    if loss == "custom_loss" and path is None:
+        yield (
+            "loss_type 'custom_loss' has no function; "
+            f"{cure('custom_loss_function_path', 'path/loss.py:loss')}"
+        )
+    if loss != "custom_loss" and path is not None:
+        yield (
+            f"custom_loss_function_path '{path}' is never called under loss_type '{loss}'; add "
+            f"{cure('loss_type', 'custom_loss')}"
+        )
+
+
+def _corrections(config: RunConfig) -> Iterator[str]:
+    own, hooks = config.algorithm, config.hooks
+    corrects = own.use_tis or own.get_mismatch_metrics
+    if hooks.custom_tis_function_path is not None and not corrects:
+        yield (
+            f"custom_tis_function_path '{hooks.custom_tis_function_path}' is never called; add "
+            f"{cure('use_tis', True)}, or {cure('get_mismatch_metrics', True)} to measure only"
+        )
+    asked = {
+        "use_tis": own.use_tis,
+        "get_mismatch_metrics": own.get_mismatch_metrics,
+        "custom_pg_loss_reducer_function_path": hooks.custom_pg_loss_reducer_function_path,
+    }
+    without_effect = [leaf for leaf, value in asked.items() if value]
+    if own.loss_type != "policy_loss" and without_effect:
+        yield (
+            f"{', '.join(without_effect)} belongs to the policy loss, loss_type is "
+            f"'{own.loss_type}'; {cure('loss_type', 'policy_loss')}, or leave it out"
+        )
+    if own.use_tis and own.use_rollout_logprobs:
+        yield (
+            "use_tis corrects from the engine's logprobs to the trainer's, use_rollout_logprobs "
+            "takes the engine's for the trainer's; leave one of them out "
+            f"({cure('use_rollout_logprobs', False)})"
+        )
+    if own.tis_clip_low > own.tis_clip:
+        yield (
+            f"tis_clip_low {own.tis_clip_low} is above tis_clip {own.tis_clip}; lower "
+            f"{cure('tis_clip_low')}"
+        )
+
+
+def _conversion(config: RunConfig) -> Iterator[str]:
+    hooks = config.hooks
+    if (
+        hooks.custom_convert_samples_to_train_data_path is not None
+        and hooks.custom_reward_post_process_path is not None
+    ):
+        yield (
+            f"custom_reward_post_process_path '{hooks.custom_reward_post_process_path}' is never "
+            "called: custom_convert_samples_to_train_data_path makes the rewards that advantages "
+            f"start from; leave {cure('custom_reward_post_process_path')} out and call it from the "
+            "conversion"
+        )
+    if config.is_sft and hooks.custom_advantage_function_path is not None:
+        yield (
+            f"custom_advantage_function_path '{hooks.custom_advantage_function_path}' is never "
+            "called: loss_type 'sft_loss' has no advantages; leave "
+            f"{cure('custom_advantage_function_path')} out"
+        )
+
+
+def _optimizer(config: RunConfig) -> Iterator[str]:
+    own = config.optimizer
+    if own.min_lr > own.lr:
+        yield f"min_lr {own.min_lr} is above lr {own.lr}; lower {cure('min_lr')}"
+    if own.lr_decay_iters is not None and own.lr_warmup_iters >= own.lr_decay_iters:
+        yield (
+            f"lr_warmup_iters {own.lr_warmup_iters} does not end before lr_decay_iters "
+            f"{own.lr_decay_iters}; lower {cure('lr_warmup_iters')}"
+        )
+
+
+TRAINING_RULES = (_batch, _algorithm, _custom_loss, _corrections, _conversion, _optimizer)
