@@ -139,3 +139,53 @@ def test_seeds_are_stable_over_machines_and_do_not_collide():
         7296869366301333335,
     )
     assert len({mix_seed(42, "set", i) for i in range(1000)}) == 1000
+
+
+def test_a_set_may_have_its_own_generate_function_and_the_sample_hook_sees_both_sets():
+    used, hooked = [], []
+
+    def resolve(path):
+        async def own(call):
+            used.append((path, call.evaluation, call.sample.prompt))
+            return await call.default(call.sample, call.sampling)
+
+        return own
+
+    async def sample_hook(sample, rollout_id, evaluation):
+        hooked.append((rollout_id, evaluation, sample.reward))
+
+    sets = [
+        EvalSet("own", prototypes(1), custom_generate_function_path="their.fn"),
+        EvalSet("plain", prototypes(1)),
+    ]
+    evaluation = Evaluation(
+        FakeEngine(),
+        FakeTokenizer(),
+        sets,
+        FakeScorer(),
+        seed=3,
+        resolve_generate=resolve,
+        sample_hook=sample_hook,
+    )
+    output = asyncio.run(evaluation(4))
+    assert used == [("their.fn", True, "0?")] and hooked == [(4, True, None)] * 2
+    assert output.columns["own"] == {
+        "rewards": [0.0],
+        "truncated": [False],
+        "samples": output.data["own"],
+    }
+
+
+def test_sampling_parameters_are_each_samples_own():
+    given = []
+
+    async def generate(call):
+        params = call.sampling_params
+        given.append(dict(params))
+        params["max_new_tokens"] -= 100
+        return await call.default(call.sample, call.sampling)
+
+    one = EvalSet("s", prototypes(2), n_samples=2, sampling=SamplingParams(max_new_tokens=7))
+    run([one], generate=generate)
+    assert [params["max_new_tokens"] for params in given] == [7] * 4
+    assert len({params["sampling_seed"] for params in given}) == 4
