@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from types import FunctionType, ModuleType
 
-from dovetail.compat import install
+from dovetail.compat.finder import aliases, install
 
 _USAGE = """usage: python -m dovetail.compat SCRIPT.py [argument ...]
        python -m dovetail.compat -m MODULE [argument ...]
        python -m dovetail.compat -c CODE [argument ...]
+       python -m dovetail.compat --list
 
 Runs a program that may import slime, vime and miles: where those are not installed, they are
 Dovetail's modules. Also in the Python processes that the program starts.
@@ -24,6 +25,9 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         (sys.stdout if argv else sys.stderr).write(_USAGE)
         return 0 if argv else 2
+    if argv[0] == "--list":
+        sys.stdout.write("".join(f"{name:<60}{ours}\n" for name, ours in sorted(aliases().items())))
+        return 0
     if argv[0] in ("-m", "-c") and len(argv) == 1:
         sys.stderr.write(f"{argv[0]} needs an argument\n\n{_USAGE}")
         return 2

@@ -1,12 +1,13 @@
 """`import slime.utils.types` gives `dovetail.types.sample` itself, when there is no slime.
 
-Two parts. The directory `shims` holds a package per family and is put at the end of `sys.path` and
-of PYTHONPATH, which spawned and started Python processes inherit: so whatever else is called
-`slime` comes first, nothing runs until somebody imports one, and children need no hook of their
-own. PYTHONPATH stands before site-packages, hence a shim looks once more for a real package behind
-it and becomes that one. Otherwise it puts a finder on `sys.meta_path` for the names below it. The
-finder reads the alias tables: an address there is our module, the identical object, so that
-isinstance, singletons and patched globals hold; a package that only leads to addresses is made up.
+Two parts. The directory `shims` holds a directory with one package per family. They are put at the
+end of `sys.path` and of PYTHONPATH, which spawned and started Python processes inherit: so whatever
+else is called `slime` comes first, nothing runs until somebody imports one, and children need no
+hook of their own. PYTHONPATH stands before site-packages, hence a shim looks once more for a real
+package behind it and becomes that one. Otherwise it puts a finder on `sys.meta_path` for the names
+below it. The finder reads the alias tables: an address there is our module, the identical object,
+so that isinstance, singletons and patched globals hold; a package that only leads to addresses is
+made up.
 
 A `sitecustomize` would run in every child and hide another one; a finder alone would not reach
 children.
@@ -27,7 +28,7 @@ from types import ModuleType
 from dovetail.compat.missing import explain_missing, is_from_import, missing_module
 from dovetail.compat.row import FAMILIES, Alias
 
-SHIMS = str(Path(__file__).parent / "shims")
+SHIMS = Path(__file__).parent / "shims"
 TABLES = ("dovetail.compat.tables.core", "dovetail.compat.tables.wide")
 
 
@@ -39,47 +40,42 @@ def install(families: Iterable[str] = FAMILIES) -> None:
     Raises:
         ValueError: a family is none of slime, vime, miles.
     """
-    unknown = sorted(set(families := tuple(families)) - set(FAMILIES))
+    families = tuple(families)
+    unknown = sorted(set(families) - set(FAMILIES))
     if unknown:
         raise ValueError(f"no aliases for {', '.join(unknown)}; expected of {', '.join(FAMILIES)}")
-    _enabled.update(families)
-    if SHIMS not in sys.path:
-        sys.path.append(SHIMS)
-    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if SHIMS not in inherited:
-        os.environ["PYTHONPATH"] = os.pathsep.join([*filter(None, inherited), SHIMS])
+    shims = [str(SHIMS / family) for family in families]
+    sys.path += [shim for shim in shims if shim not in sys.path]
+    inherited = _inherited_path()
+    inherited += [shim for shim in shims if shim not in inherited]
+    os.environ["PYTHONPATH"] = os.pathsep.join(inherited)
 
 
 def uninstall() -> None:
     """Undo `install`: the aliases are gone from the path and from `sys.modules`."""
-    _enabled.clear()
-    sys.path[:] = [entry for entry in sys.path if entry != SHIMS]
-    inherited = [e for e in os.environ.get("PYTHONPATH", "").split(os.pathsep) if e and e != SHIMS]
+    sys.path[:] = [entry for entry in sys.path if not _is_shim(entry)]
+    inherited = [entry for entry in _inherited_path() if not _is_shim(entry)]
     os.environ["PYTHONPATH"] = os.pathsep.join(inherited)
     if not inherited:
         del os.environ["PYTHONPATH"]
     sys.meta_path[:] = [finder for finder in sys.meta_path if finder is not _FINDER]
     for name in list(sys.modules):
-        family = name.partition(".")[0]
-        if family in _FINDER.families:
+        if name.partition(".")[0] in _FINDER.families:
             del sys.modules[name]
     _FINDER.families.clear()
 
 
 def installed() -> bool:
-    """Whether `install` is in force."""
-    return SHIMS in sys.path
+    """Whether `install` is in force, for any family."""
+    return any(_is_shim(entry) for entry in sys.path)
 
 
-def stand_in(family: str, path: Sequence[str]) -> None:
+def stand_in(family: str) -> None:
     """Called by a shim that was imported as `family`: become the real package, or the aliases'."""
     real = real_spec(family)
     if real is not None:
         _become(real)
         return
-    if family not in (_enabled or FAMILIES):
-        raise ModuleNotFoundError(f"No module named {family!r}", name=family)
-    install((family,))
     _FINDER.families.add(family)
     if _FINDER not in sys.meta_path:
         sys.meta_path.insert(0, _FINDER)
@@ -88,14 +84,22 @@ def stand_in(family: str, path: Sequence[str]) -> None:
 
 def real_spec(name: str) -> ModuleSpec | None:
     """Where `name` is found when the shims are left out; None: nowhere."""
-    path = [entry for entry in sys.path if entry != SHIMS]
+    path = [entry for entry in sys.path if not _is_shim(entry)]
     for finder in sys.meta_path:
         if finder is _FINDER or not hasattr(finder, "find_spec"):
             continue
         spec = finder.find_spec(name, path if finder is PathFinder else None)
-        if spec is not None and not (spec.origin or "").startswith(SHIMS):
+        if spec is not None and not _is_shim(spec.origin or ""):
             return spec
     return None
+
+
+def _inherited_path() -> list[str]:
+    return [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+
+
+def _is_shim(entry: str) -> bool:
+    return entry.startswith(str(SHIMS))
 
 
 def aliases() -> dict[str, str]:
@@ -182,4 +186,3 @@ def _become(spec: ModuleSpec) -> None:
 
 _FINDER = AliasFinder()
 _targets: dict[str, str] = {}
-_enabled: set[str] = set()

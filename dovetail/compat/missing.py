@@ -24,8 +24,8 @@ def missing_module(name: str, known: Iterable[str]) -> ModuleNotFoundError:
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return ModuleNotFoundError(
         f"dovetail has no {name}; {hint}{parent if beside is not own else family} has "
-        f"{_listed(beside)}. (No {family} is installed: its names are dovetail's; all of them: "
-        "docs/compat.md)",
+        f"{_listed(beside)}. (No {family} is installed; python -m dovetail.compat --list shows "
+        "every name)",
         name=name,
     )
 

@@ -66,7 +66,7 @@ def _counts(sample: Sample) -> bool:
 def _asked(args: Any, tokenizer: Any, dataset: Any) -> list[tuple[Sample, dict[str, Any]]]:
     """A fresh sample and its sampling for every answer that is wanted, indices in order."""
     sampling = _sampling(args, dataset)
-    asked = []
+    asked: list[tuple[Sample, dict[str, Any]]] = []
     for prototype in _prompts(args, tokenizer, dataset):
         for n in range(getattr(dataset, "n_samples_per_eval_prompt", 1)):
             sample = copy.deepcopy(prototype)

@@ -54,7 +54,7 @@ async def call_generate(fn: Any, call: GenerateInput) -> Sample | list[Sample]:
     Raises:
         HookRunError: it gave back something else than samples.
     """
-    target = fn() if inspect.isclass(fn) else fn
+    target: Any = fn() if inspect.isclass(fn) else fn
     parameters = inspect.signature(target).parameters
     if len(parameters) >= _LEGACY_PARAMETERS and next(iter(parameters)) != "input":
         extra = {"evaluation": call.evaluation} if "evaluation" in parameters else {}

@@ -250,7 +250,8 @@ class AsyncRolloutWorker:
         return producer
 
     async def _completed(self, limit: int | None) -> list[tuple[int, Group]]:
-        buffer, groups = self.producer.buffer, []
+        buffer = self.producer.buffer
+        groups: list[tuple[int, Group]] = []
         while isinstance(buffer, DefaultDataBuffer) and (limit is None or len(groups) < limit):
             entry = buffer.get_nowait()
             if entry is None:

@@ -63,12 +63,14 @@ class SamplingState:
         self.args = args
         call = RUNNING_CALL.get()
         name = getattr(args, "hf_checkpoint", None)
-        template = getattr(args, "chat_template_path", None)
-        self.tokenizer: Any = (
-            call.tokenizer
-            if call is not None
-            else load_tokenizer(name, chat_template_path=template, trust_remote_code=True)
-        )
+        self.tokenizer: Any = None
+        if call is not None:
+            self.tokenizer = call.tokenizer
+        elif name:
+            template = getattr(args, "chat_template_path", None)
+            self.tokenizer = load_tokenizer(
+                name, chat_template_path=template, trust_remote_code=True
+            )
         self.processor: Any = load_processor(name, trust_remote_code=True) if name else None
         self.sampling_params = training_sampling(args)
         self._semaphores: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = (

@@ -2,4 +2,4 @@
 
 from dovetail.compat.finder import stand_in
 
-stand_in(__name__, __path__)
+stand_in(__name__)

@@ -1,1 +1,0 @@
-"""A directory for the end of `sys.path`: see `dovetail.compat.finder`."""
