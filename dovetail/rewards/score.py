@@ -190,7 +190,7 @@ class Scorer:
             )
         rule = self._rule(str(rm_type))
         boxed_only = str(rm_type).startswith(BOXED_PREFIX)
-        return str(rm_type), lambda one: rule(one, _seen_by_rule(one, boxed_only))
+        return str(rm_type), lambda one: rule(one, seen_by_rule(one, boxed_only))
 
     def _rule(self, rm_type: str) -> BuiltInReward:
         row = find_row(rm_type)
@@ -266,7 +266,8 @@ def _kind(error: Exception) -> str:
     return "timeout" if isinstance(error, TimeoutError) else type(error).__name__
 
 
-def _seen_by_rule(sample: Sample, boxed_only: bool) -> str:
+def seen_by_rule(sample: Sample, boxed_only: bool) -> str:
+    """The response, or with `boxed_only` nothing but its last \\boxed{}."""
     if not boxed_only:
         return sample.response
     answer = last_boxed(sample.response)

@@ -51,6 +51,27 @@ TABLE = (
         "dovetail.rewards.math:MathReward",
     ),
     RewardRow(
+        "deepscaler",
+        "1.0 if the \\boxed{} answer after </think> (or ###Response) equals the label.",
+        "dovetail.rewards.deepscaler:DeepscalerReward",
+    ),
+    RewardRow(
+        "dapo",
+        "An object: score 1.0 or -1.0, acc, pred, by the last 'Answer: ...'; needs reward_key "
+        "score.",
+        "dovetail.rewards.dapo:DapoReward",
+    ),
+    RewardRow(
+        "f1",
+        "F1 of the words that response and label have in common.",
+        "dovetail.rewards.f1:F1Reward",
+    ),
+    RewardRow(
+        "gpqa",
+        "1.0 if the letter that the response settles on is the right choice.",
+        "dovetail.rewards.gpqa:GpqaReward",
+    ),
+    RewardRow(
         "remote_rm",
         "What rm_url answers to a POST of {prompt, response, label}: a number or an object.",
         "dovetail.rewards.remote:RemoteReward",

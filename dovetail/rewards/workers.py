@@ -142,7 +142,7 @@ class _Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             bufsize=0,
-            env=_environment(),
+            env=worker_environment(),
         )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._stdin = self._process.stdin
@@ -230,7 +230,7 @@ class _Worker:
         self._process.wait()
 
 
-def _environment() -> dict[str, str]:
+def worker_environment() -> dict[str, str]:
     """Nothing of the parent's but what Python needs to start: no secrets for a hostile answer."""
     kept = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "SYSTEMROOT", "VIRTUAL_ENV")
     environment = {name: os.environ[name] for name in kept if name in os.environ}
