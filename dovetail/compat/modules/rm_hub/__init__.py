@@ -1,0 +1,194 @@
+"""`rollout.rm_hub`: rewards by `args`, for plugins that score samples themselves.
+
+    sample.custom_rm_path (miles: sample.reward_spec) -> args.custom_rm_path -> rm_type
+
+A user's function takes a sample or a list of them by its form, as in a run; the built-in rules are
+those of `--rm-type`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from dovetail.compat.modules.misc import load_function
+from dovetail.compat.modules.rm_hub.deepscaler import get_deepscaler_rule_based_reward
+from dovetail.compat.modules.rm_hub.f1 import f1_score
+from dovetail.compat.modules.rm_hub.gpqa import compute_gpqa_reward
+from dovetail.compat.modules.rm_hub.math_dapo_utils import compute_score as compute_score_dapo
+from dovetail.compat.modules.rm_hub.math_utils import extract_answer as extract_boxed_answer
+from dovetail.compat.modules.rm_hub.math_utils import grade_answer_verl
+from dovetail.config.sections import RewardConfig
+from dovetail.hooks import spec_of
+from dovetail.hooks.adapt import adapt
+from dovetail.hooks.invoke import Invoke
+from dovetail.hooks.load import load, split_family
+from dovetail.hooks.match import match
+from dovetail.rewards.remote import RemoteReward
+from dovetail.rewards.score import seen_by_rule
+from dovetail.rewards.table import BOXED_PREFIX, BuiltInReward, build_reward, find_row
+from dovetail.types.errors import ConfigError, HookError, HookRunError
+from dovetail.types.sample import Sample
+
+__all__ = [
+    "async_rm",
+    "batched_async_rm",
+    "compute_gpqa_reward",
+    "compute_score_dapo",
+    "extract_boxed_answer",
+    "f1_score",
+    "get_deepscaler_rule_based_reward",
+    "grade_answer_verl",
+    "load_function",
+    "remote_rm",
+]
+
+_REMOTE_TIMEOUT_S = 120.0
+_bound: dict[str, tuple[Any, _Custom]] = {}
+"""By path: the `args` it was bound with, and the function."""
+_rules: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Any, ...], BuiltInReward]] = (
+    WeakKeyDictionary()
+)
+
+
+@dataclass(frozen=True)
+class _Custom:
+    """A user's function; `call` takes a sample, or a list of them if it is `batched`."""
+
+    path: str
+    batched: bool
+    call: Callable[[Any], Any]
+
+
+async def async_rm(args: Any, sample: Sample, **kwargs: Any) -> Any:
+    """The reward of one sample; `sample.reward` is not set.
+
+    Raises:
+        ConfigError: nothing says what a response is worth, or a setting is missing.
+        HookRunError: the user's function failed.
+    """
+    path = _path_of(args, sample)
+    if path is None:
+        return await _by_rule(args, sample)
+    if kwargs:
+        return await _awaited(load_function(path)(args, sample, **kwargs))
+    custom = _custom(path, args)
+    if not custom.batched:
+        return await _awaited(custom.call(sample))
+    return (await _of_list(custom, [sample]))[0]
+
+
+async def batched_async_rm(args: Any, samples: list[Sample], **kwargs: Any) -> list[Any]:
+    """The rewards of these samples, in order: one call of `args.custom_rm_path` if that takes a
+    list, else one for each sample.
+
+    Raises:
+        HookRunError: the function failed, or gave a list of another length.
+    """
+    path = getattr(args, "custom_rm_path", None)
+    if path and kwargs:
+        return list(await _awaited(load_function(path)(args, samples, **kwargs)))
+    if path and (custom := _custom(path, args)).batched:
+        return await _of_list(custom, samples)
+    return list(await asyncio.gather(*(async_rm(args, one, **kwargs) for one in samples)))
+
+
+async def remote_rm(args: Any, sample: Sample) -> Any:
+    """What `args.rm_url` answers to a POST of {prompt, response, label}.
+
+    Raises:
+        ConfigError: no address, or one that is refused.
+        TimeoutError: no good answer in time.
+    """
+    url = getattr(args, "rm_url", None)
+    if not url:
+        raise ConfigError("remote_rm needs an address: --rm-url (TOML: reward.rm_url)")
+    timeout_s = getattr(args, "reward_timeout_s", None) or _REMOTE_TIMEOUT_S
+    judge = RemoteReward(url, timeout_s=timeout_s, reward_key=getattr(args, "reward_key", None))
+    try:
+        return await judge(sample, sample.response)
+    finally:
+        judge.close()
+
+
+def _path_of(args: Any, sample: Sample) -> str | None:
+    spec = getattr(sample, "reward_spec", None)
+    return (
+        getattr(sample, "custom_rm_path", None)
+        or getattr(spec, "custom_rm_path", None)
+        or getattr(args, "custom_rm_path", None)
+    )
+
+
+def _custom(path: str, args: Any) -> _Custom:
+    known = _bound.get(path)
+    if known is None or known[0] is not args:
+        known = _bound[path] = (args, _bind(path, args))
+    return known[1]
+
+
+def _bind(path: str, args: Any) -> _Custom:
+    spec = spec_of("custom_rm")
+    family, name = split_family(path)
+    target, group_rm = load(spec, name), bool(getattr(args, "group_rm", False))
+    try:
+        found = match(target, spec, family=family, batched=group_rm, path=path)
+    except HookError:
+        if group_rm:
+            raise
+        # It says that it takes a list; a run refuses that without --group-rm, but here lists come.
+        found = match(target, spec, family=family, batched=True, path=path)
+    call = adapt(spec, Invoke(spec, target, found, args))
+    return _Custom(path, found.form.batched, call)
+
+
+async def _of_list(custom: _Custom, samples: list[Sample]) -> list[Any]:
+    rewards = await _awaited(custom.call(samples))
+    count = len(rewards) if hasattr(rewards, "__len__") else None
+    if count != len(samples):
+        got = f"{count} rewards" if count is not None else f"a {type(rewards).__name__}"
+        raise HookRunError(
+            f"the reward {custom.path} (--custom-rm-path, TOML: hooks.custom_rm_path) gave {got} "
+            f"for {len(samples)} samples; it gives a list of one reward per sample, in their order"
+        )
+    return list(rewards)
+
+
+async def _awaited(value: Any) -> Any:
+    return await value if inspect.isawaitable(value) else value
+
+
+async def _by_rule(args: Any, sample: Sample) -> Any:
+    spec, metadata = getattr(sample, "reward_spec", None), sample.metadata
+    in_metadata = metadata.get("rm_type") if isinstance(metadata, dict) else None
+    rm_type = getattr(spec, "rm_type", None) or in_metadata or getattr(args, "rm_type", None)
+    if not rm_type:
+        raise ConfigError(
+            "nothing says what a response is worth: give --rm-type (TOML: reward.rm_type), "
+            "--custom-rm-path (TOML: hooks.custom_rm_path) or metadata['rm_type'] of each row"
+        )
+    row = find_row(str(rm_type))
+    if row.name == "remote_rm":
+        return await remote_rm(args, sample)
+    timeout_s = getattr(args, "reward_timeout_s", None) or RewardConfig().reward_timeout_s
+    seed = getattr(args, "rollout_seed", 0)
+    # Workers and locks belong to the loop that first used them.
+    rules = _rules.setdefault(asyncio.get_running_loop(), {})
+    key = (row.name, timeout_s, seed)
+    if key not in rules:
+        workers = getattr(args, "reward_workers", None) or RewardConfig().reward_workers
+        config = RewardConfig(reward_timeout_s=timeout_s, reward_workers=workers)
+        rules[key] = build_reward(row, config, seed)
+    return await rules[key](sample, seen_by_rule(sample, str(rm_type).startswith(BOXED_PREFIX)))
+
+
+@atexit.register
+def _close() -> None:
+    for rules in list(_rules.values()):
+        for rule in rules.values():
+            rule.close()
