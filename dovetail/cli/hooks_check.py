@@ -20,7 +20,7 @@ _WORDS = {
     Outcome.LOAD: "FAIL",
     Outcome.FAULT: "FAIL",
 }
-_SHOWN_LINES = 10
+_SHOWN_LINES, _WIDTH = 10, 160
 
 
 def check(argv: list[str]) -> int:
@@ -58,5 +58,5 @@ def told(verdict: Verdict) -> str:
     lines += [f"      note: {warning}" for warning in verdict.warnings]
     if verdict.printed:
         printed = verdict.printed.splitlines()
-        lines += [f"      printed: {line}" for line in printed[-_SHOWN_LINES:]]
+        lines += [f"      printed: {line:.{_WIDTH}}" for line in printed[-_SHOWN_LINES:]]
     return "\n".join(lines) + "\n"

@@ -35,6 +35,7 @@ from dovetail.run.held_out import load_eval_sets
 from dovetail.run.interrupt import Interrupt
 from dovetail.run.models import Models
 from dovetail.run.parts import Run
+from dovetail.run.rehearse.plan import rehearse_hooks
 from dovetail.run.replay import Replay
 from dovetail.run.report import Reporter, tracker_names
 from dovetail.run.rollouts import make_collect, make_evaluator, make_source
@@ -66,6 +67,7 @@ def build(resolved: Resolved) -> Run:
         hf.check_export_path(config.checkpoint.save_hf)
     # No run directory yet, so no log file: what is worth a warning goes to the terminal.
     with open_log(None):
+        rehearse_hooks(config)
         parts = Parts(config)
         schedule = make_schedule(config, functools.partial(prompts_of, parts.source), parts.replay)
         parts.load()

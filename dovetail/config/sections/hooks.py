@@ -115,5 +115,5 @@ class HooksConfig(Section):
         ),
     )
     hook_check_timeout_s: float = Field(
-        3.0, gt=0, description="Seconds that one call may take when functions are tried out."
+        2.5, gt=0, description="Seconds that one call may take when functions are tried out."
     )

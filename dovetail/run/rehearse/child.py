@@ -9,6 +9,7 @@ from typing import Any
 
 from dovetail.config.run import RunConfig
 from dovetail.hooks import ArgsView, BoundHook, bind
+from dovetail.hooks.load import admit_foreign_imports
 from dovetail.run.rehearse.stage import Lost, Stage
 from dovetail.run.rehearse.table import row_of
 from dovetail.run.rehearse.verdict import Fault, Item, Outcome, Unjudged, Verdict
@@ -20,6 +21,8 @@ Say = Callable[..., None]
 def rehearse_items(request: Mapping[str, Any], say: Say) -> None:
     """Tell a verdict of every item; ends early when user code can't be stopped."""
     config = RunConfig.model_validate(request["config"])
+    if config.hooks.compat_imports:
+        admit_foreign_imports()
     for number, fields in enumerate(request["items"]):
         item = Item(**fields)
         verdict = Verdict(item)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import copy
+import dis
 import types
 from collections.abc import Iterator
 from typing import Any
 
+from dovetail.config.run import RunConfig
 from dovetail.hooks import BoundHook
 from dovetail.run.rehearse.samples import Unchanged, check_mask, finish, groups, kinds
 from dovetail.run.rehearse.source import FewPrompts
 from dovetail.run.rehearse.stage import Stage
+from dovetail.run.rehearse.tokenizers import tokenizer_of
 from dovetail.run.rehearse.verdict import Fault
 from dovetail.types import Group, Sample
 
-_MARKS = frozenset({"remove_sample", "loss_mask", "reward", "status", "metadata", "setattr"})
-_IN_PLACE = frozenset({"remove", "pop", "clear", "append", "extend", "insert", "sort", "reverse"})
+_CHANGES = frozenset(
+    {"STORE_ATTR", "STORE_SUBSCR", "DELETE_SUBSCR", "setattr", "remove", "pop", "clear", "sort"}
+)
+"""Signs that a function may change what it is given."""
 
 
 def dynamic_filter(hook: BoundHook, stage: Stage) -> None:
@@ -83,18 +88,19 @@ def sample_filter(hook: BoundHook, stage: Stage) -> None:
         changed.append(_marks(step) != marks)
 
     step, stage.made_up = groups(stage.config, stage.missing, 4)
-    _vary(step, stage.config.reward.reward_key)
+    _vary(step, stage.config)
     stage.try_all(mark, {"a step": step})
     if not any(changed):
         _told_unchanged(hook, stage)
 
 
-def _vary(step: list[Group], reward_key: str | None) -> None:
+def _vary(step: list[Group], config: RunConfig) -> None:
+    reward_key = config.reward.reward_key
     for group, reward in ((step[1], 1.0), (step[2], 0.0)):
         for sample in group:
             sample.reward = {reward_key: reward} if reward_key else reward
     long = step[3][0]
-    finish(long, text=" and then" * 200)
+    finish(long, tokenizer_of(config), text=" and then" * 200)
     long.status = Sample.Status.TRUNCATED
     step[3][1].response = ""
 
@@ -114,27 +120,27 @@ def _told_unchanged(hook: BoundHook, stage: Stage) -> None:
         "mutates nothing: its return value is ignored, only what it sets counts, e.g. "
         "sample.remove_sample = True"
     )
-    written = set(_written(hook.invoke.target))
-    if not written & (_MARKS | _IN_PLACE):
+    if not set(_changes(hook.invoke.target)) & _CHANGES:
         raise Fault(text)
     stage.warn("changed none of the groups that it was shown")
 
 
-def _written(target: Any) -> Iterator[str]:
-    """Names that a function and those of its module that it calls read or set."""
-    seen: set[types.CodeType] = set()
+def _changes(target: Any) -> Iterator[str]:
+    """What a function, and those of its module that it names, set or call by name."""
     function = target if hasattr(target, "__code__") else getattr(target, "__call__", None)  # noqa: B004
-    function = getattr(function, "__func__", function)
-    waiting = [function]
+    seen: set[types.CodeType] = set()
+    waiting = [getattr(function, "__func__", function)]
     while waiting:
         function = waiting.pop()
         code = getattr(function, "__code__", None)
         if code is None or code in seen:
             continue
+        known = getattr(function, "__globals__", {})
         for inner in _codes(code):
             seen.add(inner)
-            yield from (*inner.co_names, *(c for c in inner.co_consts if isinstance(c, str)))
-            known = getattr(function, "__globals__", {})
+            for step in dis.get_instructions(inner):
+                named = step.opname in ("STORE_ATTR", "DELETE_SUBSCR", "STORE_SUBSCR")
+                yield step.opname if named else str(step.argval)
             waiting += [known[name] for name in inner.co_names if name in known]
 
 

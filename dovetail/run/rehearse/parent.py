@@ -1,4 +1,4 @@
-"""The side that keeps its life: starts the child, reads verdicts, ends a child that stands still."""
+"""The side that lives on: starts the child, reads verdicts, ends a child that stands still."""
 
 from __future__ import annotations
 

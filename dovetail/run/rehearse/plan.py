@@ -9,7 +9,6 @@ from dovetail.config.eval_sets import eval_sets
 from dovetail.config.leaves import leaves
 from dovetail.config.run import RunConfig
 from dovetail.hooks import HOOKS
-from dovetail.hooks.spec import HookSpec
 from dovetail.run.rehearse.parent import rehearse
 from dovetail.run.rehearse.verdict import Item, Outcome, Verdict
 from dovetail.types import HookError
@@ -99,7 +98,7 @@ def _where(item: Item) -> str:
 
 def _told(verdict: Verdict) -> str:
     defined = f", defined at {verdict.source}" if verdict.source else ""
-    text = f"{_where(verdict.item)}: {verdict.item.path}{defined}: it {verdict.message}"
+    text = f"{_where(verdict.item)}: {verdict.item.path}{defined}: {verdict.message}"
     if verdict.printed:
         text += "\n  it printed: " + verdict.printed[-500:].replace("\n", "\n  ")
     return text

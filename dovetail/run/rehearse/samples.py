@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from dovetail.config.run import RunConfig
 from dovetail.data.dataset import DataSpec, load_rows
 from dovetail.data.prompt import PromptBuilder, PromptFormat
+from dovetail.run.rehearse.tokenizers import CharacterTokenizer, tokenizer_of
 from dovetail.run.rehearse.verdict import Fault
-from dovetail.run.rehearse.world import CharacterTokenizer
 from dovetail.types import DovetailError, Group, Sample
 
 _ROWS = 4
@@ -45,7 +45,7 @@ def prompts(config: RunConfig, missing: list[str]) -> tuple[list[Sample], bool]:
 
     `missing` collects what user code looks for in their metadata in vain.
     """
-    tokenizer = CharacterTokenizer()
+    tokenizer = tokenizer_of(config)
     spec = config.data.prompt_data
     if spec is not None:
         try:
@@ -87,7 +87,7 @@ def groups(
         group = [copy.deepcopy(prompt) for _ in range(size)]
         for place, sample in enumerate(group):
             sample.group_index, sample.index = number, number * size + place
-            finish(sample, right=place % 2 == 0)
+            finish(sample, tokenizer_of(config), right=place % 2 == 0)
             value = rewards[place % len(rewards)]
             key = config.reward.reward_key
             sample.reward = {key: value} if key and value is not None else value
@@ -95,15 +95,21 @@ def groups(
     return made, made_up
 
 
-def finish(sample: Sample, *, right: bool = True, text: str | None = None) -> Sample:
+def finish(
+    sample: Sample,
+    tokenizer: CharacterTokenizer,
+    *,
+    right: bool = True,
+    text: str | None = None,
+) -> Sample:
     """The sample with a response, as the default rollout leaves it."""
     if text is None:
         answer = sample.label if right and isinstance(sample.label, str | int | float) else "17x"
         text = f"Let me think step by step. The answer is \\boxed{{{answer}}}."
-    ids = [*CharacterTokenizer().encode(text), CharacterTokenizer.eos_token_id]
+    ids = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
     sample.append_response_tokens(
-        tokens=ids if text else ids[-1:],
-        log_probs=[-0.5 - 0.01 * (i % 7) for i in range(len(ids) if text else 1)],
+        tokens=ids,
+        log_probs=[-0.5 - 0.01 * (i % 7) for i in range(len(ids))],
         text=text,
         meta_info={"finish_reason": {"type": "stop"}, "weight_version": "0"},
     )
@@ -113,10 +119,11 @@ def finish(sample: Sample, *, right: bool = True, text: str | None = None) -> Sa
 def kinds(config: RunConfig, missing: list[str]) -> tuple[dict[str, Sample], bool]:
     """One finished, unscored sample of each kind of response."""
     found, made_up = prompts(config, missing)
+    tokenizer = tokenizer_of(config)
     made = {
-        RIGHT: finish(copy.deepcopy(found[0])),
-        WRONG: finish(copy.deepcopy(found[-1]), right=False),
-        EMPTY: finish(copy.deepcopy(found[0]), text=""),
+        RIGHT: finish(copy.deepcopy(found[0]), tokenizer),
+        WRONG: finish(copy.deepcopy(found[-1]), tokenizer, right=False),
+        EMPTY: finish(copy.deepcopy(found[0]), tokenizer, text=""),
     }
     for index, sample in enumerate(made.values()):
         sample.index = sample.group_index = index
@@ -163,3 +170,68 @@ def check_mask(sample: Sample) -> None:
             f"leaves a loss_mask of {len(mask)} entries on a response of "
             f"{sample.response_length} tokens (sample.response_length)"
         )
+
+
+def check_generated(samples: Sequence[Sample], where: str, *, needs_logprobs: bool) -> list[str]:
+    """Refuse samples that training could not use.
+
+    Args:
+        samples: what a generate or rollout function made.
+        where: which input they are of, for messages.
+        needs_logprobs: the run corrects with the engine's logprobs.
+
+    Returns:
+        What is odd about them and no fault.
+
+    Raises:
+        Fault: fields do not fit together, or are missing.
+    """
+    odd: list[str] = []
+    for sample in samples:
+        for problem in _problems(sample, needs_logprobs):
+            raise Fault(f"{where}: gives back a sample {problem}")
+        if sample.response_length and sample.rollout_log_probs is None:
+            odd.append(
+                f"{where}: no rollout_log_probs: metrics and corrections that compare engine and "
+                "trainer have nothing to look at"
+            )
+    return odd
+
+
+def _problems(sample: Sample, needs_logprobs: bool) -> Iterator[str]:
+    length, tokens = sample.response_length, sample.tokens
+    if not isinstance(tokens, list) or not all(isinstance(one, int) for one in tokens):
+        yield f"whose tokens are no list of integers, but {type(tokens).__name__} {tokens!r:.40}"
+    elif not isinstance(length, int) or isinstance(length, bool):
+        yield f"whose response_length is {length!r}"
+    elif sample.status in (Sample.Status.ABORTED, Sample.Status.PENDING, "aborted", "pending"):
+        if sample.status in (Sample.Status.PENDING, "pending") and not tokens[:1]:
+            yield "as it was given: neither tokens nor a status were set"
+        elif sample.status in (Sample.Status.PENDING, "pending") and not length:
+            yield "without a response: response_length is 0 and the status still PENDING"
+    elif not 0 <= length < max(len(tokens), 1):
+        yield f"of {len(tokens)} tokens with response_length {length}: where is its prompt?"
+    elif sample.response and not length:
+        yield f"with the response {sample.response!r:.40} and response_length 0"
+    yield from _misaligned(sample, needs_logprobs)
+
+
+def _misaligned(sample: Sample, needs_logprobs: bool) -> Iterator[str]:
+    length = sample.response_length
+    for name, values in (
+        ("loss_mask", sample.loss_mask),
+        ("rollout_log_probs", sample.rollout_log_probs),
+    ):
+        if values is not None and len(values) != length:
+            yield (
+                f"with a {name} of {len(values)} entries and response_length {length}; observed "
+                "tokens need an entry too (append_response_tokens keeps them aligned)"
+            )
+    if needs_logprobs and length and sample.rollout_log_probs is None:
+        yield (
+            "without rollout_log_probs, which this run's corrections need: take them from the "
+            "engine's answer"
+        )
+    known = {status.value for status in Sample.Status}
+    if getattr(sample.status, "value", sample.status) not in known:
+        yield f"whose status is {sample.status!r}; expected one of Sample.Status"

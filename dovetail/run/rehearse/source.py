@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
 from dovetail.config.run import RunConfig
+from dovetail.data.source import PromptDataSource
+from dovetail.hooks import BoundHook
 from dovetail.run.rehearse.samples import prompts
-from dovetail.run.rehearse.verdict import NotInRehearsal
-from dovetail.types import Group
+from dovetail.run.rehearse.stage import Stage
+from dovetail.run.rehearse.tokenizers import tokenizer_of
+from dovetail.run.rehearse.verdict import Fault, NotInRehearsal
+from dovetail.types import DataSourceCall, Group
 
 
 class FewPrompts:
@@ -75,3 +81,66 @@ class FewPrompts:
         if name.startswith("__"):
             raise AttributeError(name)
         raise NotInRehearsal(f"needs data_source.{name}, which the rehearsal's stand-in lacks")
+
+
+def data_source(hook: BoundHook, stage: Stage) -> None:
+    """Two groups are taken, one is put back, and the state goes out and in again."""
+    size = stage.config.rollout.n_samples_per_prompt
+    tokenizer = tokenizer_of(stage.config)
+    inner = PromptDataSource(prompts(stage.config, stage.missing)[0], size)
+    call = DataSourceCall(
+        args=stage.args, default=lambda: inner, tokenizer=tokenizer, config=stage.config.data
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        # A source with files of its own writes them where the run saves.
+        stage.args.save = directory
+        source = stage.call(hook, call)
+        taken = stage.call(source.get_samples, 2)
+        _check_groups(taken, 2, size)
+        _check_numbers(taken, stage)
+        stage.call(source.add_samples, taken[:1])
+        again = stage.call(source.get_samples, 1)
+        _check_groups(again, 1, size)
+        _check_state(source, stage)
+
+
+def _check_groups(groups: list[Group], wanted: int, size: int) -> None:
+    if len(groups) != wanted:
+        raise Fault(f"get_samples({wanted}) gives {len(groups)} groups")
+    for group in groups:
+        if len(group) != size:
+            raise Fault(
+                f"get_samples gives a group of {len(group)} samples, expected {size} "
+                "(--n-samples-per-prompt, TOML: rollout.n_samples_per_prompt)"
+            )
+        if not all(sample.prompt or sample.tokens for sample in group):
+            raise Fault("get_samples gives a sample with neither prompt nor tokens")
+        if len({id(sample) for sample in group}) != len(group):
+            raise Fault("get_samples gives the same Sample several times in one group")
+
+
+def _check_numbers(groups: list[Group], stage: Stage) -> None:
+    samples = [sample for group in groups for sample in group]
+    if any(sample.index is None or sample.group_index is None for sample in samples):
+        raise Fault("get_samples gives samples without index or group_index")
+    if len({sample.index for sample in samples}) != len(samples):
+        raise Fault("get_samples gives several samples the same index")
+    if any(len({sample.group_index for sample in group}) != 1 for group in groups):
+        raise Fault("get_samples gives a group whose samples differ in group_index")
+    if len({group[0].group_index for group in groups}) != len(groups):
+        raise Fault("get_samples gives two groups the same group_index")
+
+
+def _check_state(source: Any, stage: Stage) -> None:
+    if getattr(source, "has_own_files", False):
+        stage.call(source.save, 0)
+        stage.call(source.load, 0)
+        return
+    state = stage.call(source.state_dict)
+    try:
+        json.dumps(state)
+    except (TypeError, ValueError) as error:
+        raise Fault(f"state_dict gives what can't be written as JSON: {error}") from error
+    if not isinstance(state, dict):
+        raise Fault(f"state_dict gives a {type(state).__name__}, expected a dict")
+    stage.call(source.load_state_dict, state)

@@ -21,8 +21,30 @@ from dovetail.run.rehearse.verdict import Fault, Hung, NotInRehearsal, Outcome, 
 from dovetail.types import DovetailError, HookRunError
 
 _SERVICES = frozenset(
-    "aiohttp httpx httpcore requests urllib3 websockets grpc openai anthropic google botocore boto3 "
-    "redis pymongo wandb mlflow swanlab docker e2b modal huggingface_hub ray".split()
+    (
+        "aiohttp",
+        "httpx",
+        "httpcore",
+        "requests",
+        "urllib3",
+        "websockets",
+        "grpc",
+        "openai",
+        "anthropic",
+        "google",
+        "botocore",
+        "boto3",
+        "redis",
+        "pymongo",
+        "wandb",
+        "mlflow",
+        "swanlab",
+        "docker",
+        "e2b",
+        "modal",
+        "huggingface_hub",
+        "ray",
+    )
 )
 """Packages that talk to something outside: what they raise says nothing about the hook."""
 _CANCEL_S = 0.3
@@ -53,6 +75,10 @@ class Stage:
         self.source = hook.source
         self.home = str(Path(hook.source.rpartition(":")[0]).parent) if ":" in hook.source else ""
 
+    def is_users(self, file: str) -> bool:
+        """Whether a file holds the user's code."""
+        return is_users(file, self.home)
+
     def warn(self, text: str) -> None:
         """Worth telling, but no fault."""
         if text not in self.warnings:
@@ -74,8 +100,8 @@ class Stage:
                 if asyncio.iscoroutine(got) or isinstance(got, Awaitable):
                     got = self._awaited(got)
             # Everything that user code can raise; its kind decides what is said.
-            except (Exception, SystemExit, GeneratorExit, KeyboardInterrupt) as error:
-                raise self._judged(error) from error
+            except (Exception, SystemExit, GeneratorExit, KeyboardInterrupt) as raised:
+                raise self._judged(raised) from None
             finally:
                 self._say(stage="prepare", source=self.source, home=self.home)
             gc.collect()
@@ -96,13 +122,13 @@ class Stage:
                 good[name] = function(value)
             except Hung:
                 raise
-            except (Fault, Unjudged) as error:
-                failures[name] = error
+            except (Fault, Unjudged) as failure:
+                failures[name] = failure
         if not good and failures:
-            faults = [error for error in failures.values() if isinstance(error, Fault)]
+            faults = [one for one in failures.values() if isinstance(one, Fault)]
             raise next(iter(faults or failures.values()))
-        for name, error in failures.items():
-            self.warn(f"{name}: {error}")
+        for name, why in failures.items():
+            self.warn(f"{name}: {why}")
         return good
 
     def _awaited(self, awaitable: Awaitable[Any]) -> Any:
@@ -115,18 +141,23 @@ class Stage:
             outcome, message = told(stuck, self.timeout_s, "it is called")
             task.cancel()
             await asyncio.wait({task}, timeout=_CANCEL_S)
-            error = Hung(message) if outcome is Outcome.FAULT else Unjudged(message)
-            raise error from (None if task.done() else Lost())
+            judged = Hung(message) if outcome is Outcome.FAULT else Unjudged(message)
+            raise judged if task.done() else Lost(judged)
 
         return self.loop.run_until_complete(outer())
 
-    def _judged(self, error: BaseException) -> BaseException:
-        if isinstance(error, Fault | Unjudged):
-            return Lost(error) if isinstance(error.__cause__, Lost) else error
-        if isinstance(error, HookRunError):
-            if error.__cause__ is None:
-                return Fault(_short(str(error)))
-            error = error.__cause__
+    def _judged(self, raised: BaseException) -> BaseException:
+        """What is to be raised instead of what came out of a call."""
+        if isinstance(raised, Fault | Unjudged | Lost):
+            return raised
+        error = raised
+        if isinstance(raised, HookRunError):
+            cause = raised.__cause__
+            if cause is None or not self._own_frames(cause):
+                return Fault(_short(str(raised)))
+            error = cause
+        elif isinstance(error, DovetailError) and not self._own_frames(error):
+            return Fault(str(error))
         if isinstance(error, SystemExit):
             return Fault(f"calls sys.exit({error.code!r}) (at {self._line(error)})")
         name = type(error).__name__
@@ -135,8 +166,6 @@ class Stage:
             return Unjudged(f"{error} (at {self._line(error)})")
         if _outside(error):
             return Unjudged(f"something outside failed: {said} (at {self._line(error)})")
-        if isinstance(error, DovetailError) and self._line(error).startswith("an unknown"):
-            return Fault(str(error))
         if self._needs_real_data(error):
             wanted = f"needs {', '.join(self.missing)}, which" if self.missing else "may need what"
             return Unjudged(
@@ -147,11 +176,14 @@ class Stage:
         return Fault(f"raises {said} (at {self._line(error)})")
 
     def _line(self, error: BaseException) -> str:
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if is_users(frame.filename, self.home)]
+        own = self._own_frames(error)
         if own:
             return f"{own[-1].filename}:{own[-1].lineno}, in {own[-1].name}"
         return blame(error, self.source.rpartition(":")[0])
+
+    def _own_frames(self, error: BaseException) -> list[traceback.FrameSummary]:
+        frames = traceback.extract_tb(error.__traceback__)
+        return [frame for frame in frames if self.is_users(frame.filename)]
 
     def _needs_real_data(self, error: BaseException) -> bool:
         """Whether an error comes of looking for something that only the run's data has."""

@@ -4,6 +4,7 @@ something outside."""
 from __future__ import annotations
 
 import asyncio
+import inspect
 import re
 import sys
 import sysconfig
@@ -127,27 +128,28 @@ def _number(task: asyncio.Task[Any]) -> int:
 
 
 def _awaiting(coroutine: Any) -> list[Frame]:
+    """The frames from what a task runs down to what it waits for, innermost first."""
     frames = []
     while coroutine is not None:
-        frame = next(
-            (
-                getattr(coroutine, name)
-                for name in ("cr_frame", "gi_frame", "ag_frame")
-                if getattr(coroutine, name, None) is not None
-            ),
-            None,
-        )
+        frame = _first(coroutine, "cr_frame", "gi_frame", "ag_frame")
         if frame is not None:
             frames.append(_frame(frame))
-        coroutine = next(
-            (
-                getattr(coroutine, name)
-                for name in ("cr_await", "gi_yieldfrom", "ag_await")
-                if getattr(coroutine, name, None) is not None
-            ),
-            None,
-        )
+        inner = _first(coroutine, "cr_await", "gi_yieldfrom", "ag_await")
+        coroutine = _driven(frame) if inner is None else inner
     return frames[::-1]
+
+
+def _first(owner: Any, *names: str) -> Any:
+    values = (getattr(owner, name, None) for name in names)
+    return next((value for value in values if value is not None), None)
+
+
+def _driven(frame: FrameType | None) -> Any:
+    """The coroutine that one of our own frames drives by hand, so that nothing awaits it."""
+    if frame is None or not frame.f_code.co_filename.startswith(_OURS):
+        return None
+    held = [value for value in frame.f_locals.values() if inspect.iscoroutine(value)]
+    return next((one for one in held if one.cr_frame not in (None, frame)), None)
 
 
 def _stack(frame: FrameType | None) -> list[Frame]:

@@ -1,112 +1,16 @@
-"""Stand-ins: a tokenizer of characters, an engine with written answers, a source of few prompts."""
+"""Stand-ins for what a rollout works with: an engine with written answers, and a scorer."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from dovetail.run.rehearse.tokenizers import CharacterTokenizer
 from dovetail.run.rehearse.verdict import NotInRehearsal
 from dovetail.types import FinishReason, GenerateRequest, GenerateResult
 from dovetail.types.calls import VersionSpan
-
-_SPECIAL = 3
-_LARGEST = 0x10FFFF
-
-
-class CharacterTokenizer:
-    """One token per character: 0 pads, 1 ends, 2 begins."""
-
-    pad_token_id, eos_token_id, bos_token_id, unk_token_id = 0, 1, 2, 0
-    pad_token, eos_token, bos_token, unk_token = "<pad>", "<eos>", "<bos>", "<pad>"
-    padding_side = "left"
-    vocab_size = _LARGEST + _SPECIAL
-    chat_template = "{{ messages }}"
-    name_or_path = "characters"
-    all_special_ids = (0, 1, 2)
-    all_special_tokens = ("<pad>", "<eos>", "<bos>")
-
-    def __len__(self) -> int:
-        return self.vocab_size
-
-    def __call__(self, text: Any, **kwargs: Any) -> _Encoding:
-        many = isinstance(text, list | tuple)
-        ids = [self.encode(one) for one in text] if many else self.encode(text)
-        mask = [[1] * len(one) for one in ids] if many else [1] * len(ids)  # type: ignore[arg-type]
-        return _Encoding(input_ids=_tensors(ids, kwargs), attention_mask=_tensors(mask, kwargs))
-
-    def encode(self, text: str, add_special_tokens: bool = True, **_: Any) -> list[int]:
-        return [ord(letter) + _SPECIAL for letter in text]
-
-    def decode(self, token_ids: Any, skip_special_tokens: bool = False, **_: Any) -> str:
-        ids = [token_ids] if isinstance(token_ids, int) else [int(one) for one in token_ids]
-        special = ("", "", "") if skip_special_tokens else self.all_special_tokens
-        return "".join(
-            special[one] if one < _SPECIAL else chr(min(one - _SPECIAL, _LARGEST)) for one in ids
-        )
-
-    def batch_decode(self, sequences: Any, **kwargs: Any) -> list[str]:
-        return [self.decode(one, **kwargs) for one in sequences]
-
-    def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        if isinstance(tokens, list | tuple):
-            return [self.convert_tokens_to_ids(one) for one in tokens]
-        if tokens in self.all_special_tokens:
-            return self.all_special_tokens.index(tokens)
-        return ord(tokens) + _SPECIAL if len(tokens) == 1 else self.unk_token_id
-
-    def convert_ids_to_tokens(self, ids: Any, **_: Any) -> Any:
-        return self.decode([ids]) if isinstance(ids, int) else [self.decode([one]) for one in ids]
-
-    def apply_chat_template(
-        self,
-        conversation: Any,
-        tools: Any = None,
-        tokenize: bool = True,
-        add_generation_prompt: bool = False,
-        **kwargs: Any,
-    ) -> Any:
-        if conversation and isinstance(conversation[0], list | tuple):
-            return [
-                self.apply_chat_template(one, tools, tokenize, add_generation_prompt, **kwargs)
-                for one in conversation
-            ]
-        text = "".join(f"<|{m['role']}|>{_content(m)}<|end|>" for m in conversation)
-        text = (f"<|tools|>{tools}<|end|>" if tools else "") + text
-        text += "<|assistant|>" if add_generation_prompt else ""
-        if not tokenize:
-            return text
-        ids = self.encode(text)
-        return self(text, **kwargs) if kwargs.get("return_dict") else _tensors(ids, kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise NotInRehearsal(f"needs tokenizer.{name}, which the rehearsal's stand-in lacks")
-
-
-class _Encoding(dict[str, Any]):
-    """A dict whose entries are attributes too, as tokenizers give it."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(name) from None
-
-
-def _content(message: Mapping[str, Any]) -> str:
-    content = message.get("content")
-    return content if isinstance(content, str) else str(content or "")
-
-
-def _tensors(ids: Any, kwargs: Mapping[str, Any]) -> Any:
-    if kwargs.get("return_tensors") != "pt":
-        return ids
-    import torch
-
-    return torch.tensor(ids if ids and isinstance(ids[0], list) else [ids])
 
 
 class WrittenEngine:
@@ -128,7 +32,9 @@ class WrittenEngine:
             )
         self.num_calls += 1
         await asyncio.sleep(0)
-        ids = [*self.tokenizer.encode(next(self._answers)), self.tokenizer.eos_token_id]
+        text = next(self._answers)
+        ids = self.tokenizer.encode(text, add_special_tokens=False)
+        ids = [*ids, self.tokenizer.eos_token_id]
         cut = ids[: max(0, request.sampling.max_new_tokens)]
         whole = len(cut) == len(ids)
         return GenerateResult(
