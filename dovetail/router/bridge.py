@@ -37,6 +37,8 @@ T = TypeVar("T")
 _FIRST_PIECE = 16
 """Tokens of a stream's first chunk. Each next one is twice as long, so that the work of taking up
 the response again stays in proportion to its length."""
+BLOCKED_AFTER_S = 30.0
+"""How long the run's loop may not react before requests are refused."""
 _CHECK_EVERY_S = 0.5
 
 
@@ -49,7 +51,6 @@ class Bridge:
         model: name of the model, for answers.
         limits: gives the most tokens of prompt plus response, and where token ids end; None where
             that is not known.
-        blocked_after_s: how long the run's loop may not react before requests are refused.
     """
 
     def __init__(
@@ -59,11 +60,9 @@ class Bridge:
         *,
         model: str,
         limits: Callable[[], tuple[int | None, int | None]] = lambda: (None, None),
-        blocked_after_s: float = 30.0,
     ) -> None:
         self._engine, self._tokenizer, self._limits = engine, tokenizer, limits
         self.model = model
-        self.blocked_after_s = blocked_after_s
         self.loop: asyncio.AbstractEventLoop | None = None
         self.thread_id: int | None = None
         """The thread that runs the run's loop."""
@@ -215,11 +214,11 @@ class Bridge:
         sign = asyncio.Event()
         here = asyncio.get_running_loop()
         loop.call_soon_threadsafe(_tell, here, sign)
-        deadline = time.perf_counter() + self.blocked_after_s
+        deadline = time.perf_counter() + BLOCKED_AFTER_S
         while not sign.is_set() and loop.is_running():
             if time.perf_counter() > deadline:
                 raise RequestError(
-                    f"the run's event loop has not reacted for {self.blocked_after_s:.0f} s, so "
+                    f"the run's event loop has not reacted for {BLOCKED_AFTER_S:.0f} s, so "
                     f"nothing can be generated: a function blocks it{self._where()}. Use `await` "
                     "with an asynchronous client there, or `await asyncio.to_thread(...)`",
                     status=503,

@@ -1,0 +1,241 @@
+"""Training runs whose generate functions know the engine by its address only, as slime's and vime's
+do: what they are answered is what is trained on.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dovetail.cli.main import main
+from dovetail.observe.dump import read_samples
+from dovetail.observe.run_dir import RunDir
+from dovetail.types import Sample
+from tests.loop.good_run import Place, make_shared
+from tests.loop.tiny import read_metrics
+
+SLIME = """
+import json
+from pathlib import Path
+import aiohttp
+from transformers import AutoTokenizer
+
+ANSWERS = Path(__file__).with_name("answers.jsonl")
+
+
+async def generate(args, sample, sampling_params):
+    tokenizer = AutoTokenizer.from_pretrained(args.hf_checkpoint)
+    url = f"http://{args.sglang_router_ip}:{args.sglang_router_port}/generate"
+    sample.tokens = sample.tokens or tokenizer.encode(sample.prompt)
+    sampling_params["max_new_tokens"] -= sample.response_length
+    body = {"input_ids": sample.tokens, "sampling_params": sampling_params, "return_logprob": True}
+    async with aiohttp.ClientSession() as client, client.post(url, json=body) as response:
+        answer = await response.json()
+        assert response.status == 200, answer
+    with ANSWERS.open("a") as file:
+        file.write(json.dumps({"index": sample.index, **answer}) + "\\n")
+    pairs = answer["meta_info"]["output_token_logprobs"]
+    sample.tokens = sample.tokens + [token for _, token, _ in pairs]
+    sample.response_length += len(pairs)
+    sample.response += answer["text"]
+    sample.rollout_log_probs = (sample.rollout_log_probs or []) + [value for value, *_ in pairs]
+    sample.weight_versions.append(answer["meta_info"]["weight_version"])
+    kinds = {"stop": "COMPLETED", "length": "TRUNCATED", "abort": "ABORTED"}
+    sample.status = sample.Status[kinds[answer["meta_info"]["finish_reason"]["type"]]]
+    return sample
+"""
+VIME = """
+import aiohttp
+from transformers import AutoTokenizer
+
+
+async def generate(args, sample, sampling_params):
+    tokenizer = AutoTokenizer.from_pretrained(args.hf_checkpoint)
+    url = f"http://{args.vllm_router_ip}:{args.vllm_router_port}/inference/v1/generate"
+    sample.tokens = tokenizer.encode(sample.prompt)
+    body = {
+        "model": args.hf_checkpoint,
+        "token_ids": sample.tokens,
+        "sampling_params": {
+            "max_tokens": sampling_params["max_new_tokens"],
+            "temperature": sampling_params["temperature"],
+            "seed": sampling_params["sampling_seed"],
+            "include_stop_str_in_output": True,
+            "logprobs": 1,
+        },
+    }
+    async with aiohttp.ClientSession() as client, client.post(url, json=body) as response:
+        answer = await response.json()
+        assert response.status == 200, answer
+    (choice,) = answer["choices"]
+    values = [one["logprob"] for one in choice["logprobs"]["content"]]
+    sample.append_response_tokens(
+        tokens=choice["token_ids"],
+        log_probs=values,
+        text=tokenizer.decode(choice["token_ids"]),
+        meta_info={
+            "finish_reason": choice["finish_reason"], "weight_version": answer["weight_version"]
+        },
+    )
+    sample.metadata["answer"] = [choice["token_ids"], values]
+    return sample
+"""
+BLOCKING = """
+import urllib.request, json
+
+
+async def generate(args, sample, sampling_params):
+    url = f"http://{args.sglang_router_ip}:{args.sglang_router_port}/generate"
+    body = json.dumps({"text": sample.prompt, "sampling_params": {"max_new_tokens": 2}}).encode()
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, body)).read()
+    except urllib.error.HTTPError as error:
+        raise RuntimeError(json.loads(error.read())["message"])
+    return sample
+"""
+MIDDLEWARE = """
+import json
+
+
+class Count:
+    def __init__(self, app, *, router):
+        self.seen = 0
+
+    async def dispatch(self, request, call_next):
+        self.seen += 1
+        number = str(self.seen)
+        response = await call_next(request)
+        response.headers["x-seen"] = number
+        return response
+"""
+
+PARITY = "def rm(sample):\n    return sample.index % 2\n"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shared(tmp_path_factory.mktemp("shared"))
+
+
+@pytest.fixture
+def place(shared: Path, tmp_path: Path) -> Place:
+    return Place(shared, tmp_path)
+
+
+def _trained(place: Place, steps: int) -> list[Sample]:
+    found = RunDir(place.run_dir)
+    return [one for step in range(1, steps + 1) for one in read_samples(found.samples(step))]
+
+
+def _answers(place: Place) -> list[dict[str, Any]]:
+    lines = (place.own / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_tokens_and_logprobs_that_a_slime_function_was_answered_are_those_trained_on(
+    place: Place,
+) -> None:
+    user = place.write("user.py", SLIME)
+    flags = place.train(
+        num_rollout=3,
+        custom_generate_function_path=f"{user}:generate",
+        custom_rm_path=place.write("rm.py", PARITY) + ":rm",
+        lr=1e-3,
+    )
+    assert main(flags) == 0
+    trained, answers = _trained(place, 3), {one["index"]: one for one in _answers(place)}
+    assert len(trained) == len(answers) == 12
+    for sample in trained:
+        pairs = answers[sample.index]["meta_info"]["output_token_logprobs"]
+        assert sample.tokens[-sample.response_length :] == [token for _, token, _ in pairs]
+        assert sample.rollout_log_probs == [value for value, *_ in pairs]
+        assert all(value < 0 for value in sample.rollout_log_probs)
+    # Each step is sampled under the weights that the step before it left.
+    assert [sample.weight_versions for sample in trained] == [["0"]] * 4 + [["1"]] * 4 + [["2"]] * 4
+    assert all(row["train/grad_norm"] > 0 for row in read_metrics(place.run_dir))
+
+
+def test_tokens_and_logprobs_that_a_vime_function_was_answered_are_those_trained_on(
+    place: Place,
+) -> None:
+    user = place.write("user.py", VIME)
+    flags = place.train(custom_generate_function_path=f"vime:{user}:generate")
+    assert main(flags) == 0
+    for sample in _trained(place, 1):
+        tokens, values = sample.metadata["answer"]
+        assert sample.tokens[-sample.response_length :] == tokens
+        assert sample.rollout_log_probs == values
+
+
+def test_what_a_foreign_function_had_when_the_step_was_full_is_trained_on_later(
+    place: Place,
+) -> None:
+    user = place.write("user.py", SLIME)
+    flags = place.train(
+        num_rollout=4,
+        custom_generate_function_path=f"{user}:generate",
+        partial_rollout=True,
+        over_sampling_batch_size=6,
+        rollout_max_response_len=120,
+        custom_rm_path=place.write("rm.py", PARITY) + ":rm",
+    )
+    assert main(flags) == 0
+    by_index: dict[int, list[dict[str, Any]]] = {}
+    for answer in _answers(place):
+        by_index.setdefault(answer["index"], []).append(answer)
+    cut = {
+        index
+        for index, answers in by_index.items()
+        if answers[0]["meta_info"]["finish_reason"]["type"] == "abort" and answers[0]["output_ids"]
+    }
+    resumed = [sample for sample in _trained(place, 4) if sample.index in cut]
+    assert resumed
+    for sample in resumed:
+        answered = [one for answer in by_index[sample.index] for one in answer["output_ids"]]
+        assert sample.tokens[-sample.response_length :] == answered
+        assert len(sample.weight_versions) == len(by_index[sample.index])
+
+
+def test_a_function_that_blocks_the_loop_it_waits_for_is_told_where(
+    place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dovetail.router import bridge
+
+    monkeypatch.setattr(bridge, "BLOCKED_AFTER_S", 1.0)
+    user = place.write("user.py", BLOCKING)
+    flags = place.train(
+        custom_generate_function_path=f"{user}:generate", max_failed_groups=1, check_hooks=False
+    )
+    assert main(flags) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "has not reacted" in said
+    assert "user.py:9" in said
+
+
+def test_evaluation_alone_serves_the_engine_too(place: Place) -> None:
+    user = place.write("user.py", SLIME)
+    flags = place.flags(
+        custom_generate_function_path=f"{user}:generate",
+        num_rollout=None,
+        eval_prompt_data=["held", str(place.shared / "rows.jsonl")],
+    )
+    assert main(["eval", *flags]) == 0
+    assert len(_answers(place)) > 0
+    assert "eval/held/reward" in read_metrics(place.run_dir)[0]
+
+
+def test_middleware_stands_before_every_request(place: Place) -> None:
+    function = SLIME.replace(
+        "answer = await response.json()",
+        'answer = {**await response.json(), "seen": response.headers["x-seen"]}',
+    )
+    user = place.write("user.py", function)
+    flags = place.train(
+        custom_generate_function_path=f"{user}:generate",
+        router_middleware_paths=[place.write("middle.py", MIDDLEWARE) + ":Count"],
+    )
+    assert main(flags) == 0
+    assert sorted(answer["seen"] for answer in _answers(place)) == ["1", "2", "3", "4"]
