@@ -109,7 +109,7 @@ def _length_of_run(config: RunConfig) -> Iterator[str]:
         return
     if data.num_rollout is None and data.num_epoch is None:
         yield f"how long to run? {cure('num_rollout', 100)} or {cure('num_epoch', 1)}"
-    elif data.num_rollout is None and data.prompt_data is None:
+    elif data.num_rollout is None and (data.prompt_data or config.hooks.data_source_path) is None:
         yield (
             "num_epoch counts passes over prompt_data, which is not set; "
             f"{cure('num_rollout', 100)}"
@@ -119,8 +119,8 @@ def _length_of_run(config: RunConfig) -> Iterator[str]:
 def _data(config: RunConfig) -> Iterator[str]:
     spec = config.data.prompt_data
     if spec is None:
-        own_data = config.hooks.rollout_function_path is not None or config.train_only
-        if not own_data:
+        hooks = config.hooks
+        if not (hooks.rollout_function_path or hooks.data_source_path or config.train_only):
             yield f"no prompts; {cure('prompt_data', 'FILE.jsonl')}"
     elif not config.train_only:
         yield from _missing_data("prompt_data", spec)
@@ -199,7 +199,8 @@ def _evaluation(config: RunConfig) -> Iterator[str]:
     except ConfigError as error:
         yield str(error)
         return
-    if config.eval.eval_interval is not None and not sets:
+    by_function = config.hooks.eval_function_path or config.hooks.rollout_function_path
+    if config.eval.eval_interval is not None and not sets and not by_function:
         yield (
             f"eval_interval {config.eval.eval_interval} has nothing to evaluate; "
             f"{cure('eval_prompt_data', 'NAME PATH')}, or leave eval_interval out"

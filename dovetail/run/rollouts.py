@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from dovetail.data.build import build_source
+from dovetail.data.family_source import RolloutDataSourceWithBuffer
 from dovetail.hooks import BoundHook
 from dovetail.rollout.check import check_samples
 from dovetail.rollout.evaluate import Evaluation
@@ -36,6 +37,9 @@ def make_source(parts: Parts) -> DataSource:
         sft=config.is_sft,
     )
     hook = parts.hooks.get("data_source")
+    if hook is None and config.data.prompt_data is None and "rollout_function" in parts.hooks:
+        # The user's function brings its prompts; the family's source gives it empty samples.
+        return RolloutDataSourceWithBuffer(parts.args)
     if hook is None:
         return default()
     call = DataSourceCall(
