@@ -219,7 +219,7 @@ def _middleware(spec: HookSpec, invoke: Invoke) -> Callable[..., Any]:
         return handle
 
     def make(app: Any, router: Any) -> Any:
-        return invoke(app=app, router=router)
+        return invoke.finished(app=app, router=router)
 
     return make
 

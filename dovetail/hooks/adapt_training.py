@@ -26,7 +26,7 @@ def _reward_post_process(
 
 def _convert(spec: HookSpec, invoke: Invoke) -> Callable[[list[Sample]], dict[str, list[Any]]]:
     def convert(samples: list[Sample]) -> dict[str, list[Any]]:
-        return training_returns.train_data(spec, invoke.finished(samples=samples), samples)
+        return training_returns.train_data(spec, invoke.finished(samples=samples))
 
     return convert
 

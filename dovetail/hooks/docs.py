@@ -6,7 +6,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from dovetail.hooks.spec import FAMILIES, HookSpec, OnError
+from dovetail.hooks.spec import FAMILIES, OWNERS, CallForm, HookSpec, OnError
 from dovetail.hooks.table import HOOKS
 
 _HEAD = f"""\
@@ -29,8 +29,19 @@ the first one's name (`args` or not). Functions, async functions, classes, calla
 accepted forms, and what differs. `{"`, `".join(family + ":" for family in FAMILIES)}` before a path
 force a family's form; without that, `(*args, **kwargs)` is called in the slime family's.
 
+Where a family's guides and its code call a function differently, both work: a function gets what
+its parameters ask for. Between forms of the same number of parameters their names and annotations
+decide, as each hook's table says. Values passed by keyword are shown as `name=`; a function gets
+those that it names.
+
 `args` is a copy of the whole configuration with flat names (`args.rollout_batch_size`). What you
-write to it is seen by later hooks, never by the run.
+write to it is seen by later hooks, never by the run. It also has what plugins of these families
+read and no setting of ours stands for, facts of the run (`rank`, `world_size`, `start_rollout_id`,
+the router's address), and the keys of the YAML file named by `--custom-config-path`.
+
+A function that does not return within its time limit is ended, where that is possible, or left
+behind; the error says where it stands. An error that ends the run names flag, function, sample and
+your line.
 
 This page is generated from the table in `dovetail/hooks/rows`.
 """
@@ -45,14 +56,16 @@ _ON_ERROR = {
 
 def page() -> str:
     """The whole page."""
-    rows = "\n".join(f"| [`{spec.flag}`](#{spec.slot}) | {spec.summary} |" for spec in HOOKS)
-    overview = f"| flag | |\n| --- | --- |\n{rows}\n"
+    rows = "\n".join(
+        f"| [`{spec.flag}`](#{spec.slot}) | {spec.stage} | {spec.summary} |" for spec in HOOKS
+    )
+    overview = f"| flag | stage | |\n| --- | --- | --- |\n{rows}\n"
     return "\n".join([_HEAD, overview, *(section(spec) for spec in HOOKS)])
 
 
 def section(spec: HookSpec) -> str:
     """One hook's part of the page."""
-    forms = "\n".join(f"| {form.label} | `{form.signature}` |" for form in spec.forms)
+    forms = "\n".join(f"| {form.label} | `{form.signature}`{_told(form)} |" for form in spec.forms)
     facts = [
         ("TOML", f"`{spec.key}`"),
         ("called", spec.when),
@@ -61,6 +74,11 @@ def section(spec: HookSpec) -> str:
         ("default", spec.default),
         ("if it raises", _ON_ERROR[spec.on_error]),
     ]
+    if spec.owner is not None:
+        facts.append(("needs", f"{OWNERS[spec.owner]}; a run without it refuses the flag"))
+    if spec.repeatable:
+        facts.append(("several", "the TOML value is a list, and the flag may be repeated"))
+    facts.append(("time limit", f"`{spec.time_limit}`" if spec.time_limit else "none"))
     if spec.registered:
         facts.append(("by name", ", ".join(f"`{name}`" for name in spec.registered)))
     listed = "\n".join(f"- {name}: {value}" for name, value in facts)
@@ -69,6 +87,12 @@ def section(spec: HookSpec) -> str:
         f"## {spec.slot}\n\n{spec.summary} `{spec.flag}`\n\n{doc}\n\n{listed}\n\n"
         f"| family | call form |\n| --- | --- |\n{forms}\n\n```python\n{spec.example}```\n"
     )
+
+
+def _told(form: CallForm) -> str:
+    if not form.told_by:
+        return ""
+    return ", where the last parameter is named or annotated `" + "`, `".join(form.told_by) + "`"
 
 
 def main(arguments: list[str]) -> int:

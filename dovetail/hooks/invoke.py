@@ -90,7 +90,7 @@ class Invoke:
         """A method of what the user's factory made; an async one runs on a loop of its own."""
         name = f"{self.name}.{method}"
         try:
-            with time_limit(self.limit_s, self._file):
+            with time_limit(self.limit_s, self._file, lambda where: self._late(where, {}, name)):
                 got = getattr(made, method)(*values)
             return self._on_a_loop(got) if inspect.isawaitable(got) else got
         except Overdue as late:

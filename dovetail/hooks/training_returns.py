@@ -3,22 +3,22 @@ that this needs no torch."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from dovetail.hooks.returns import listed, wrong
+from dovetail.hooks.returns import wrong
 from dovetail.hooks.spec import HookSpec
-from dovetail.types import CorrectionCall, HookRunError, Sample
+from dovetail.types import CorrectionCall, HookRunError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_NEEDED = ("tokens", "response_lengths", "rewards", "loss_masks")
+_NEEDED = ("tokens", "response_lengths")
 
 
-def train_data(spec: HookSpec, got: Any, samples: list[Sample]) -> dict[str, list[Any]]:
-    """Columns of one length; `rollout_ids` are filled in where they are missing."""
+def train_data(spec: HookSpec, got: Any) -> dict[str, Any]:
+    """Columns with the same number of entries, tokens among them. What stands in them is checked
+    where they become rows."""
     if not isinstance(got, Mapping):
         raise wrong(spec, got)
     missing = [name for name in _NEEDED if got.get(name) is None]
@@ -27,52 +27,24 @@ def train_data(spec: HookSpec, got: Any, samples: list[Sample]) -> dict[str, lis
             f"{spec.where}: the function gave back a dict without {', '.join(missing)}; it has "
             f"{', '.join(map(str, got)) or 'no keys'}. Expected: {spec.returns}"
         )
-    data = {name: _column(spec, name, column) for name, column in got.items() if column is not None}
-    num_rows = len(data["tokens"])
-    uneven = [f"{name} {len(column)}" for name, column in data.items() if len(column) != num_rows]
-    if uneven or not num_rows:
+    data = {str(name): column for name, column in got.items() if column is not None}
+    lengths = {name: _length(spec, name, column) for name, column in data.items()}
+    uneven = [f"{name} {length}" for name, length in lengths.items() if length != lengths["tokens"]]
+    if uneven:
         raise HookRunError(
             f"{spec.where}: the function gave back columns of different lengths: tokens "
-            f"{num_rows}, {', '.join(uneven)}; expected one entry per row in each"
-            if uneven
-            else f"{spec.where}: the function gave back no rows for {len(samples)} samples"
+            f"{lengths['tokens']}, {', '.join(uneven)}; expected one entry per row in each"
         )
-    for row in range(num_rows):
-        _check_row(spec, data, row)
-    data.setdefault("rollout_ids", _rollout_ids(num_rows, samples))
     return data
 
 
-def _column(spec: HookSpec, name: str, column: Any) -> list[Any]:
-    if isinstance(column, list | tuple):
-        return list(column)
-    found = listed(column)
-    if found is None:
-        raise HookRunError(
-            f"{spec.where}: {name!r} of what the function gave back is a "
-            f"{type(column).__name__}, expected a list with one entry per row"
-        )
-    return found
-
-
-def _check_row(spec: HookSpec, data: dict[str, list[Any]], row: int) -> None:
-    length, num_tokens = int(data["response_lengths"][row]), len(data["tokens"][row])
-    mask = len(data["loss_masks"][row])
-    if mask != length or length > num_tokens:
-        raise HookRunError(
-            f"{spec.where}: row {row} of what the function gave back has {num_tokens} tokens, a "
-            f"response length of {length} and a loss mask of {mask}; expected a loss mask of the "
-            "response's length, and a response no longer than the tokens"
-        )
-
-
-def _rollout_ids(num_rows: int, samples: list[Sample]) -> list[int]:
-    """A sample's own where rows are samples; fresh ones stand apart from all of them."""
-    taken = {sample.rollout_id for sample in samples}
-    fresh = (number for number in itertools.count() if number not in taken)
-    if num_rows != len(samples):
-        return [next(fresh) for _ in range(num_rows)]
-    return [next(fresh) if s.rollout_id is None else s.rollout_id for s in samples]
+def _length(spec: HookSpec, name: str, column: Any) -> int:
+    if isinstance(column, list | tuple) or getattr(column, "ndim", None):
+        return len(column)
+    raise HookRunError(
+        f"{spec.where}: {name!r} of what the function gave back is a {type(column).__name__}, "
+        "expected a list with one entry per row"
+    )
 
 
 def set_advantages(spec: HookSpec, got: Any, data: dict[str, Any]) -> None:

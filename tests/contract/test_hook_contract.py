@@ -2,179 +2,120 @@
 
 import asyncio
 import inspect
-import itertools
 import re
-import textwrap
 
 import pytest
 
+from dovetail.config.leaves import leaves
 from dovetail.config.run import RunConfig
 from dovetail.config.sections import HooksConfig
-from dovetail.hooks import HOOKS, ArgsView, bind, spec_of
+from dovetail.hooks import HOOKS, ArgsView, bind, bind_hooks, spec_of
+from dovetail.hooks.foreign_source import SamplesAccess, UserSource
+from dovetail.hooks.spec import OWNERS, Kind
 from dovetail.types import (
     DynamicFilterOutput,
     EvalOutput,
-    GenerateCall,
+    GenerateFnInput,
     HookError,
-    RolloutCall,
+    RolloutFnConstructorInput,
+    RolloutFnEvalInput,
+    RolloutFnTrainInput,
     RolloutOutput,
     Sample,
-    SamplingParams,
+)
+from tests.contract.hook_world import (
+    GIVEN,
+    case_of,
+    check,
+    source_of,
+    styles_of,
 )
 
-STYLES = ("def", "async def", "class", "class with args", "object", "partial")
-
-
-def siblings(group_index=0):
-    return [
-        Sample(
-            group_index=group_index, index=2 * group_index + i, response="2", label="2", reward=i
-        )
-        for i in range(2)
-    ]
-
-
-async def answered(sample, sampling):
-    sample.append_response_tokens(tokens=[1], log_probs=[-0.1], text="ok")
-    sample.status = Sample.Status.COMPLETED
-    return sample
-
-
-class Letters:
-    def encode(self, text, add_special_tokens=True):
-        return [ord(letter) for letter in text]
-
-
-def rollout_call():
-    async def default(rollout_id):
-        return RolloutOutput([siblings()])
-
-    return RolloutCall(rollout_id=4, data_source="source", default=default)
-
-
-def eval_call():
-    async def default(rollout_id):
-        return EvalOutput({"set": siblings()})
-
-    return RolloutCall(rollout_id=4, data_source="source", default=default)
-
-
-def generate_call():
-    return GenerateCall(
-        sample=siblings()[0],
-        sampling=SamplingParams(seed=9),
-        engine=None,
-        tokenizer=Letters(),
-        default=answered,
-        evaluation=True,
-    )
-
-
-GIVEN = {
-    "rollout_function": lambda: (rollout_call(),),
-    "eval_function": lambda: (eval_call(),),
-    "custom_generate_function": lambda: (generate_call(),),
-    "custom_rm": lambda: (siblings()[1],),
-    "custom_rm batched": lambda: (siblings(),),
-    "dynamic_sampling_filter": lambda: (siblings(),),
-    "buffer_filter": lambda: ([siblings(0), siblings(1)], 1),
-    "custom_reward_post_process": lambda: (siblings(),),
-}
-"""What the owner of each slot calls it with."""
-
-ANSWERS = {
-    "rollout_function": "[[Sample(index=0), Sample(index=1)]]",
-    "eval_function": "{'set': {'rewards': [1.0, 0.0], 'truncated': [False, False]}}",
-    "custom_generate_function": "Sample(index=0)",
-    "custom_rm": "0.5",
-    "custom_rm batched": "[0.5, 0.25]",
-    "dynamic_sampling_filter": "1",
-    "buffer_filter": "[BUFFER.pop(0)]",
-    "custom_reward_post_process": "([0.0, 1.0], [-1.0, 1.0])",
-}
-"""What the written functions give back."""
-
-
-def check(slot, result):
-    if slot == "rollout_function":
-        assert isinstance(result, RolloutOutput)
-        assert [[s.index for s in group] for group in result.samples] == [[0, 1]]
-    elif slot == "eval_function":
-        assert isinstance(result, EvalOutput) and list(result.data) == ["set"]
-        assert result.metrics["eval/set/reward"] == 0.5
-    elif slot == "custom_generate_function":
-        assert isinstance(result, Sample)
-    elif slot == "custom_rm":
-        assert result == 0.5
-    elif slot == "custom_rm batched":
-        assert result == [0.5, 0.25]
-    elif slot == "dynamic_sampling_filter":
-        assert isinstance(result, DynamicFilterOutput) and result.keep
-    elif slot == "buffer_filter":
-        assert [group[0].group_index for group in result] == [0]
-    else:
-        assert result == ([0.0, 1.0], [-1.0, 1.0])
-
-
-def source_of(form, slot, style):
-    """A user's file in which `hook`, a callable of this form and kind, notes what it got."""
-    names = [*form.positional, *(f"{name}=None" for name in form.keywords)]
-    noted = ", ".join(f"{name}={name}" for name in (*form.positional, *form.keywords))
-    buffer = "samples" if "samples" in form.positional else "buffer"
-    answer = ANSWERS[slot].replace("BUFFER", buffer)
-    body = f"SEEN.append(dict({noted}))\n    return {answer}\n"
-    head = "from functools import partial\nfrom dovetail.types import Sample\nSEEN = []\n"
-    if style in ("def", "async def") and form.construct is None:
-        return head + f"{style} hook({', '.join(names)}):\n    {body}"
-    if style == "partial":
-        return head + f"def make(fixed, {', '.join(names)}):\n    {body}hook = partial(make, 7)\n"
-    method = f"def __call__(self, {', '.join(names)}):\n    {body}"
-    init = ""
-    if style == "class with args":
-        init = "def __init__(self, args):\n    SEEN.append(args.lr)\n"
-    if form.construct is not None:
-        init = f"def __init__(self, {form.construct[0]}):\n    self.given = {form.construct[0]}\n"
-    made = "hook = Hook()\n" if style == "object" and form.construct is None else "hook = Hook\n"
-    return head + "class Hook:\n" + textwrap.indent(init + method, "    ") + made
+CALLED = [spec for spec in HOOKS if spec.kind is not Kind.OBJECT]
 
 
 def cases():
     for spec in HOOKS:
-        for form, style in itertools.product(spec.forms, STYLES):
-            if form.construct is None or style == "class":
-                slot = f"{spec.slot} batched" if form.batched else spec.slot
-                yield pytest.param(spec, form, slot, style, id=f"{slot}-{form.label}-{style}")
+        for form in spec.forms:
+            for style in styles_of(form):
+                case = case_of(spec, form)
+                yield pytest.param(spec, form, case, style, id=f"{case}-{form.label}-{style}")
 
 
 def finished(result):
     return asyncio.run(result) if inspect.isawaitable(result) else result
 
 
-@pytest.mark.parametrize(("spec", "form", "slot", "style"), list(cases()))
-def test_every_form_is_found_called_and_answered(spec, form, slot, style, tmp_path):
-    file = tmp_path / "user_hook.py"
-    file.write_text(source_of(form, slot, style))
-    config = RunConfig.model_validate({"reward": {"group_rm": form.batched}})
-    hook = bind(spec.slot, f"{form.families[0]}:{file}:hook", ArgsView(config))
-    assert hook.form.positional == form.positional
-    result = finished(hook(*GIVEN[slot]()))
-    check(slot, result)
-    seen = hook.invoke.target
-    seen = getattr(seen, "func", seen)
-    noted = inspect.getmodule(seen if hasattr(seen, "__module__") else type(seen)).SEEN
-    got = noted[-1]
+def seen_by(hook):
+    target = hook.invoke.target
+    target = getattr(target, "func", target)
+    return inspect.getmodule(target if hasattr(target, "__module__") else type(target)).SEEN
+
+
+def check_values(spec, got):
     if "args" in got:
         assert got["args"].rollout_batch_size == 8
     if "sampling_params" in got:
         assert got["sampling_params"]["sampling_seed"] == 9
     if "evaluation" in got:
         assert got["evaluation"] is (spec.slot != "rollout_function")
-    if "data_source" in got:
-        assert (got["rollout_id"], got["data_source"]) == (4, "source")
     if "call" in got:
         assert got["call"].args.rollout_batch_size == 8
+    if spec.slot == "custom_generate_function" and "input" in got:
+        assert isinstance(got["input"], GenerateFnInput)
+        assert got["input"].args.rollout_batch_size == 8 and got["input"].evaluation
+    if spec.slot in ("rollout_function", "eval_function") and "input" in got:
+        kind = RolloutFnEvalInput if spec.slot == "eval_function" else RolloutFnTrainInput
+        assert type(got["input"]) is kind and got["input"].rollout_id == 4
+        assert got["input"].weight_version == 3
+    if spec.slot == "rollout_function" and "data_source" in got:
+        assert (got["rollout_id"], got["data_source"]) == (4, "source")
+    check_more_values(spec, got)
+
+
+def check_more_values(spec, got):
+    if spec.slot == "rollout_sample_hook":
+        assert (got["rollout_id"], got["evaluation"], got["sample"].index) == (4, True, 1)
+    if spec.slot == "rollout_sample_filter":
+        flat = got.get("samples") or [s for group in got["groups"] for s in group]
+        assert [sample.index for sample in flat] == [0, 1, 2, 3]
+    if spec.slot == "rollout_all_samples_process":
+        access = got.get("data_source", got.get("get_samples"))
+        assert access is None or (len(access(2)) == 2 and access.given == 2)
+        assert access is None or isinstance(access, SamplesAccess)
+    if spec.slot == "custom_rollout_log_function":
+        assert got["rollout_id"] == 4 and got.get("time_s", got.get("rollout_time")) == 2.5
+        assert got.get("metrics", got.get("rollout_extra_metrics")) == {"mean": 0.5}
+    if spec.slot == "rollout_data_postprocess":
+        data = got.get("data", got.get("rollout_data"))
+        assert data is None or data["rewards"] == [1.0, -1.0]
+        assert got.get("rollout_id", 4) == 4
+    if spec.slot == "custom_tis_function" and "pg_loss" in got:
+        assert got["pg_loss"].tolist() == [1.0, 2.0, 3.0] and got["total_lengths"] == [3, 2]
+        assert got["max_seq_lens"] is None and len(got) == 9
+    if spec.slot == "custom_pg_loss_reducer_function":
+        assert got.get("per_token", got.get("calculate_per_token_loss")) is True
+
+
+@pytest.mark.parametrize(("spec", "form", "case", "style"), list(cases()))
+def test_every_form_is_found_called_and_answered(spec, form, case, style, tmp_path):
+    file = tmp_path / "user_hook.py"
+    file.write_text(source_of(form, case, style))
+    config = RunConfig.model_validate({"reward": {"group_rm": form.batched}})
+    hook = bind(spec.slot, f"{form.families[0]}:{file}:hook", ArgsView(config))
+    assert (hook.form.positional, hook.form.named) == (form.positional, form.named)
+    given = GIVEN[case]()
+    result = finished(hook(*given))
+    noted = seen_by(hook)
+    called = next(got for got in noted if isinstance(got, dict))
+    assert set(called) == {*form.positional, *form.named, *form.keywords}
+    check(case, result, given)
+    check_values(spec, called)
     if style == "class with args":
         assert noted[0] == 1e-6
+    if form.construct is not None:
+        assert isinstance(noted[0], RolloutFnConstructorInput)
+        assert noted[0].data_source == "source" and noted[0].args.rollout_batch_size == 8
 
 
 @pytest.mark.parametrize("spec", HOOKS, ids=lambda spec: spec.slot)
@@ -183,30 +124,95 @@ def test_every_example_runs_as_it_is_printed(spec, tmp_path):
     file.write_text(spec.example)
     hook = bind(spec.slot, f"{file}:{spec.example_name}", ArgsView(RunConfig()))
     assert "native" in hook.form.families
-    result = finished(hook(*GIVEN[spec.slot]()))
+    given = GIVEN[spec.slot]()
+    result = finished(hook(*given))
     expected = {
+        "data_source": UserSource,
         "custom_generate_function": Sample,
+        "rollout_sample_hook": Sample,
         "rollout_function": RolloutOutput,
         "eval_function": EvalOutput,
         "custom_rm": float,
         "dynamic_sampling_filter": DynamicFilterOutput,
         "buffer_filter": list,
         "custom_reward_post_process": tuple,
+        "custom_convert_samples_to_train_data": dict,
+        "custom_loss_function": tuple,
+        "custom_tis_function": tuple,
+        "generate_tool_specs": list,
+        "session_sample_picker": list,
     }
-    assert isinstance(result, expected[spec.slot])
+    assert isinstance(result, expected.get(spec.slot, object))
+    check_effect(spec.slot, result, given)
+
+
+def check_effect(slot, result, given):
+    """What the examples say that they do."""
+    if slot == "data_source":
+        assert [len(group[0].prompt) for group in result.get_samples(1)] == [4]
+        assert result.state_dict() == {"given": 2}
+    elif slot == "rollout_sample_hook":
+        assert result.metadata == {"long": False}
+    elif slot == "rollout_all_samples_process":
+        assert given[1].back == []
+    elif slot == "custom_rollout_log_function":
+        assert given[2]["rollout/median_length"] == 2 and result is False
+    elif slot == "custom_eval_rollout_log_function":
+        assert given[2]["eval/set/best"] == 1.0 and result is False
+    elif slot == "rollout_data_postprocess":
+        assert given[1]["advantages"][0].tolist() == [3.0, -3.0]
+    elif slot == "custom_advantage_function":
+        assert [a.tolist() for a in given[0]["returns"]] == [[1.0, 1.0], [-1.0]]
+    elif slot == "custom_loss_function":
+        # Ratios are 1: -1 averaged over two tokens, and 3.
+        assert result[0].item() == 2.0
+    elif slot == "custom_tis_function":
+        # Only the last token differs, by e^2, cut at 2.
+        assert result[0].tolist() == [1.0, 2.0, 6.0]
+    elif slot == "custom_pg_loss_reducer_function":
+        assert result(given[0].loss_masks[0].new_tensor([512, 7, 512])).item() == 1.0
+    elif slot == "router_middleware":
+        assert result.headers == {"x-seen": "1"}
+    elif slot == "generate_execute_tool_function":
+        assert result == "3"
 
 
 @pytest.mark.parametrize("spec", HOOKS, ids=lambda spec: spec.slot)
 def test_every_row_is_complete_and_has_its_knob(spec):
     assert spec.leaf in HooksConfig.model_fields
+    assert leaves()[spec.leaf].is_list is spec.repeatable
+    assert spec.summary == HooksConfig.model_fields[spec.leaf].description
     for text in (spec.summary, spec.returns, spec.when, spec.doc, spec.default, spec.example):
         assert text.strip()
+    assert spec.time_limit is None or leaves()[spec.time_limit].kind == "float"
     families = {family for form in spec.forms for family in form.families}
-    assert families == {"native", "slime", "vime", "miles"}
+    assert "native" in families and families <= {"native", "slime", "vime", "miles"}
+    if spec.owner is None:
+        assert len(families) == 4
 
 
 def test_every_knob_has_its_row():
-    assert {spec.leaf for spec in HOOKS} == set(HooksConfig.model_fields)
+    named = {leaf for leaf in HooksConfig.model_fields if re.search("_(paths?|hook)$", leaf)}
+    assert {spec.leaf for spec in HOOKS} == named - {"custom_config_path"}
+
+
+@pytest.mark.parametrize("spec", [spec for spec in HOOKS if spec.owner], ids=lambda spec: spec.slot)
+def test_a_run_without_the_owner_matches_and_then_refuses(spec, tmp_path):
+    (tmp_path / "good.py").write_text(spec.example)
+    (tmp_path / "bad.py").write_text("def hook(a, b, c, d, e, f, g, h): ...\n")
+
+    def hooks(path):
+        return HooksConfig(**{spec.leaf: [path] if spec.repeatable else path})
+
+    good = hooks(f"{tmp_path}/good.py:{spec.example_name}")
+    with pytest.raises(HookError) as caught:
+        bind_hooks(good)
+    text = str(caught.value)
+    assert "\n" not in text and spec.flag in text and OWNERS[spec.owner] in text
+    assert "leave the flag out" in text
+    assert list(bind_hooks(good, None, {spec.owner})) == [spec.slot]
+    with pytest.raises(HookError, match=r"fits no call form|gave back a function"):
+        bind_hooks(hooks(f"{tmp_path}/bad.py:hook"))
 
 
 @pytest.mark.parametrize("spec", HOOKS, ids=lambda spec: spec.slot)
@@ -215,7 +221,7 @@ def test_registered_names_bind(spec):
         assert bind(spec.slot, name, ArgsView(RunConfig())).path == name
 
 
-@pytest.mark.parametrize("spec", HOOKS, ids=lambda spec: spec.slot)
+@pytest.mark.parametrize("spec", CALLED, ids=lambda spec: spec.slot)
 def test_a_misfit_shows_the_signature_the_forms_and_what_differs(spec, tmp_path):
     file = tmp_path / "misfit.py"
     file.write_text("def hook(a, b, c, d, e, f, g):\n    pass\n")
@@ -229,11 +235,11 @@ def test_a_misfit_shows_the_signature_the_forms_and_what_differs(spec, tmp_path)
     assert re.search(r"yours requires .*, which (is|are) not passed", text)
 
 
-@pytest.mark.parametrize("spec", HOOKS, ids=lambda spec: spec.slot)
+@pytest.mark.parametrize("spec", CALLED, ids=lambda spec: spec.slot)
 def test_what_is_not_callable_is_refused(spec, tmp_path):
     file = tmp_path / "thing.py"
     file.write_text("hook = 3\nclass NoCall:\n    pass\n")
     with pytest.raises(HookError, match=r"thing\.py:hook is of type int, not a function"):
         bind(spec.slot, f"{file}:hook")
-    with pytest.raises(HookError, match="your class has no __call__"):
+    with pytest.raises(HookError, match=r"your class has no (__call__|get_samples|put)"):
         bind(spec_of(spec.slot).slot, f"{file}:NoCall")

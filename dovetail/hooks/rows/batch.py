@@ -14,10 +14,10 @@ BATCH: tuple[HookSpec, ...] = (
             CallForm(families=("native",), positional=("samples",)),
             CallForm(families=FOREIGN, positional=("args", "samples")),
         ),
-        default="dovetail.batch: one row per sample",
+        default="dovetail.batch.convert: one row per sample",
         returns=(
-            "a dict of lists of one length: tokens, response_lengths, rewards, loss_masks, and "
-            "whatever else; rollout_ids may be missing"
+            "a dict of lists of one length: tokens, response_lengths, rewards (not needed for "
+            "sft_loss), and what else there is: loss_masks, rollout_ids, any names"
         ),
         when="once per step, on all samples of the step in order",
         doc=(

@@ -23,7 +23,7 @@ DATA: tuple[HookSpec, ...] = (
                 makes=("get_samples", "add_samples", "save", "load"),
             ),
         ),
-        default="dovetail.data.source.PromptSource",
+        default="dovetail.data.source.PromptDataSource",
         returns=(
             "an object with get_samples(n), add_samples(groups), and state_dict() with "
             "load_state_dict(state), or save(rollout_id) with load(rollout_id)"
