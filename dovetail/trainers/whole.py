@@ -292,8 +292,8 @@ class _View:
             )
         scaled = self.step.scale * loss.reshape(())
         try:
-            self.step.sums.total({"loss": scaled})
-            self.step.sums.total({k: self.step.scale * _scalar(v) for k, v in metrics.items()})
+            shares = {str(k): self.step.scale * _scalar(v) for k, v in metrics.items()}
+            self.step.sums.total({"loss": scaled, **shares})
         except (TypeError, ValueError, RuntimeError) as error:
             raise hook_fault(LOSS, f"its metrics {metrics!r}: {error}") from error
         if scaled.requires_grad:
