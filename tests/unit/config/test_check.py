@@ -78,6 +78,26 @@ def test_a_complete_run_passes_and_has_nothing_to_note(paths: dict[str, str]) ->
         ("--debug-train-only", "debug_train_only has no samples to train on"),
         ("--debug-rollout-only --load-debug-rollout-data x", "debug_rollout_only never trains"),
         ("--save-debug-rollout-data out.jsonl", "would be overwritten every step"),
+        ("--loss-type custom_loss", "has no function; --custom-loss-function-path path/loss.py"),
+        ("--custom-loss-function-path a.py:b", "is never called under loss_type 'policy_loss'"),
+        ("--custom-tis-function-path a.py:b", "is never called; add --use-tis"),
+        ("--use-tis --loss-type sft_loss", "use_tis belongs to the policy loss"),
+        ("--use-tis --use-rollout-logprobs", "leave one of them out (--no-use-rollout-logprobs"),
+        ("--use-tis --tis-clip-low 3", "tis_clip_low 3.0 is above tis_clip 2.0"),
+        (
+            "--custom-loss-function-path a.py:b --loss-type custom_loss "
+            "--custom-pg-loss-reducer-function-path a.py:c",
+            "custom_pg_loss_reducer_function_path belongs to the policy loss",
+        ),
+        (
+            "--custom-convert-samples-to-train-data-path a.py:b "
+            "--custom-reward-post-process-path a.py:c",
+            "'a.py:c' is never called: custom_convert_samples_to_train_data_path makes the rewards",
+        ),
+        (
+            "--loss-type sft_loss --custom-advantage-function-path a.py:b",
+            "'sft_loss' has no advantages",
+        ),
     ],
 )
 def test_what_can_not_run_is_refused_with_the_cure(
@@ -104,6 +124,9 @@ def test_what_can_not_run_is_refused_with_the_cure(
         "--hf-checkpoint Qwen/Qwen3-0.6B",
         "--load new/dir --save new/dir",
         "--num-rollout 0",
+        "--use-tis --custom-tis-function-path a.py:b",
+        "--get-mismatch-metrics --use-rollout-logprobs",
+        "--n-samples-per-prompt 1 --custom-advantage-function-path a.py:b",
     ],
 )
 def test_unusual_but_sound_combinations_pass(paths: dict[str, str], changes: str) -> None:
