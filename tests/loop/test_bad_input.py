@@ -97,6 +97,10 @@ def _reward(name: str, **changes: object) -> Callable[[Place], list[str]]:
     return lambda p: p.train(custom_rm_path=f"{p.shared}/{name}.py:reward", **changes)
 
 
+def _unchecked(name: str) -> Callable[[Place], list[str]]:
+    return _reward(name, max_reward_failures=3, check_hooks=False)
+
+
 def _load(**changes: object) -> Callable[[Place], list[str]]:
     def argv(place: Place) -> list[str]:
         values = {"load": place.shared / "trained" / "checkpoints", "num_rollout": 2}
@@ -216,9 +220,11 @@ HOOKS = (
     Case("reward has a syntax error", _reward("syntax"), 2, ("syntax.py", "line 1")),
     Case("reward imports what is not there", _reward("imports"), 2, ("no_such_package",)),
     Case("reward of the wrong form", _reward("signature"), 2, ("(prompt, answer, weight)",)),
-    Case("reward always raises", _reward("raises", max_reward_failures=3), 1, ("no judge today",)),
-    Case("reward is never a number", _reward("nan", max_reward_failures=3), 1, ("nan",)),
-    Case("reward is text", _reward("text", max_reward_failures=3), 1, ("str",)),
+    Case("reward raises when tried out", _reward("raises"), 2, ("no judge today", "raises.py:2")),
+    Case("reward is no number when tried out", _reward("nan"), 2, ("NaN", "--no-check-hooks")),
+    Case("reward always raises", _unchecked("raises"), 1, ("no judge today",)),
+    Case("reward is never a number", _unchecked("nan"), 1, ("nan",)),
+    Case("reward is text", _unchecked("text"), 1, ("str",)),
     Case(
         "filter drops everything",
         lambda p: p.train(
