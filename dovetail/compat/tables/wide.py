@@ -15,5 +15,6 @@ ALIASES: tuple[Alias, ...] = (
     Alias(f"{_REWARDS}.deepscaler", ("rollout.rm_hub.deepscaler",)),
     Alias(f"{_REWARDS}.f1", ("rollout.rm_hub.f1",)),
     Alias(f"{_REWARDS}.gpqa", ("rollout.rm_hub.gpqa",)),
+    Alias(f"{_MODULES}.mask", ("utils.mask_utils",)),
     Alias(f"{_MODULES}.processing", ("utils.processing_utils",)),
 )

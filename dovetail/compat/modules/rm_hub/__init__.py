@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import inspect
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -25,7 +25,6 @@ from dovetail.compat.modules.rm_hub.math_utils import extract_answer as extract_
 from dovetail.compat.modules.rm_hub.math_utils import grade_answer_verl
 from dovetail.config.sections import RewardConfig
 from dovetail.hooks import spec_of
-from dovetail.hooks.adapt import adapt
 from dovetail.hooks.invoke import Invoke
 from dovetail.hooks.load import load, split_family
 from dovetail.hooks.match import match
@@ -62,7 +61,7 @@ class _Custom:
 
     path: str
     batched: bool
-    call: Callable[[Any], Any]
+    call: Callable[[Any], Awaitable[Any]]
 
 
 async def async_rm(args: Any, sample: Sample, **kwargs: Any) -> Any:
@@ -79,7 +78,7 @@ async def async_rm(args: Any, sample: Sample, **kwargs: Any) -> Any:
         return await _awaited(load_function(path)(args, sample, **kwargs))
     custom = _custom(path, args)
     if not custom.batched:
-        return await _awaited(custom.call(sample))
+        return await custom.call(sample)
     return (await _of_list(custom, [sample]))[0]
 
 
@@ -143,12 +142,16 @@ def _bind(path: str, args: Any) -> _Custom:
             raise
         # It says that it takes a list; a run refuses that without --group-rm, but here lists come.
         found = match(target, spec, family=family, batched=True, path=path)
-    call = adapt(spec, Invoke(spec, target, found, args))
+    invoke, given = Invoke(spec, target, found, args), found.form.positional[-1]
+
+    async def call(value: Any) -> Any:
+        return await invoke.awaited(**{given: value})
+
     return _Custom(path, found.form.batched, call)
 
 
 async def _of_list(custom: _Custom, samples: list[Sample]) -> list[Any]:
-    rewards = await _awaited(custom.call(samples))
+    rewards = await custom.call(samples)
     count = len(rewards) if hasattr(rewards, "__len__") else None
     if count != len(samples):
         got = f"{count} rewards" if count is not None else f"a {type(rewards).__name__}"
