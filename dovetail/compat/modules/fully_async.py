@@ -105,7 +105,7 @@ class Producer:
                 if not active:
                     return
                 done, _ = await asyncio.wait(active, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
+                for task in [task for task in active if task in done]:
                     await self._finished(active.pop(task), task)
         finally:
             await cancel(list(active))
