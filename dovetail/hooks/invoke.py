@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from dovetail.config.leaves import cure
-from dovetail.hooks.limits import Overdue, blame_running, interrupt, time_limit, within_steps
+from dovetail.hooks.limits import Overdue, Steps, blame_running, interrupt, time_limit
 from dovetail.hooks.load import blame
 from dovetail.hooks.match import Match, is_async, place
 from dovetail.hooks.spec import HookSpec, OnError
@@ -150,7 +150,8 @@ class Invoke:
         if limit_s is None:
             return await got
         coroutine = got if inspect.iscoroutine(got) else _coroutine(got)
-        task = asyncio.ensure_future(within_steps(coroutine, limit_s, self._file))
+        steps = Steps(coroutine, limit_s, self._file)
+        task = asyncio.ensure_future(steps.run())
         try:
             await asyncio.wait({task}, timeout=limit_s)
             if task.done():
@@ -159,8 +160,9 @@ class Invoke:
         finally:
             if not task.done():
                 task.cancel()
-                # Its owner stops waiting at once if it was itself cancelled.
                 await asyncio.wait({task}, timeout=_GRACE_S)
+                steps.give_up()
+                task.cancel()
         raise self._late(where, values)
 
     def _late(self, where: str, values: dict[str, Any], name: str | None = None) -> Exception:

@@ -136,26 +136,40 @@ def _innermost(frame: FrameType | None, file: str) -> str:
     return first or "an unknown place"
 
 
-@coroutine
-def within_steps(
-    inner: Coroutine[Any, Any, Any], seconds: float, file: str
-) -> Generator[Any, Any, Any]:
-    """Await `inner`, raising `Overdue` where it blocks the loop between two awaits.
+class Steps:
+    """Awaits a user's coroutine, raising `Overdue` where it blocks the loop between two awaits.
 
-    On other threads than the main one it is only awaited: a watchdog per step costs too much.
+    On other threads than the main one a step has no limit: a watchdog for each costs too much.
     """
-    if threading.current_thread() is not threading.main_thread():
-        return (yield from inner.__await__())
-    result: Any = None
-    error: BaseException | None = None
-    while True:
-        try:
-            with time_limit(seconds, file):
-                waiting = inner.throw(error) if error is not None else inner.send(result)
-        except StopIteration as stop:
-            return stop.value
-        try:
-            result, error = (yield waiting), None
-        # Whatever comes from outside, cancellation too, belongs to the inner one.
-        except BaseException as outside:
-            error = outside
+
+    def __init__(self, inner: Coroutine[Any, Any, Any], seconds: float, file: str) -> None:
+        self._inner, self._file = inner, file
+        on_main = threading.current_thread() is threading.main_thread()
+        self._seconds = seconds if on_main else None
+        self._given_up = False
+
+    def give_up(self) -> None:
+        """From now on a cancellation ends the waiting, whatever the coroutine makes of it."""
+        self._given_up = True
+
+    @coroutine
+    def run(self) -> Generator[Any, Any, Any]:
+        """To be awaited, or made a task of."""
+        result: Any = None
+        error: BaseException | None = None
+        while True:
+            try:
+                with time_limit(self._seconds, self._file):
+                    waiting = self._inner.send(result) if error is None else self._throw(error)
+            except StopIteration as stop:
+                return stop.value
+            try:
+                result, error = (yield waiting), None
+            # Whatever comes from outside, cancellation too, belongs to the inner one.
+            except BaseException as outside:
+                if self._given_up:
+                    raise
+                error = outside
+
+    def _throw(self, error: BaseException) -> Any:
+        return self._inner.throw(error)
