@@ -1,6 +1,7 @@
 """Calls that raise, hang, or forget what they are: what the run is told."""
 
 import asyncio
+import contextlib
 import re
 import threading
 import time
@@ -43,10 +44,8 @@ def sleeps(*_):
 
 def spins(*_):
     while True:
-        try:
+        with contextlib.suppress(Exception):
             time.sleep(0.01)
-        except Exception:
-            pass
 
 
 async def waits(*_):
@@ -59,10 +58,8 @@ async def blocks(*_):
 
 async def refuses_to_end(*_):
     while True:
-        try:
+        with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(60)
-        except asyncio.CancelledError:
-            pass
 
 
 def line_of(function, text):
