@@ -47,9 +47,9 @@ COMMANDS = (
     ),
     Command(
         "hooks",
-        "List the stages you can replace with a function of your own.",
+        "List the functions you can put in, start one, try yours out.",
         "dovetail.cli.hooks:hooks",
-        "hooks [SLOT]",
+        "hooks list|show|new|check ...",
     ),
     Command(
         "convert",

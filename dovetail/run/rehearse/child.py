@@ -10,6 +10,7 @@ from typing import Any
 from dovetail.config.run import RunConfig
 from dovetail.hooks import ArgsView, BoundHook, bind
 from dovetail.hooks.load import admit_foreign_imports
+from dovetail.hooks.spec import OWNERS
 from dovetail.run.rehearse.stage import Lost, Stage
 from dovetail.run.rehearse.table import row_of
 from dovetail.run.rehearse.verdict import Fault, Item, Outcome, Unjudged, Verdict
@@ -46,7 +47,8 @@ def _judge(verdict: Verdict, config: RunConfig, timeout_s: float, say: Say) -> b
             return False
         if row is None:
             verdict.outcome = Outcome.FORM
-            verdict.message = f"its call form fits; it is called by {_owner(hook)}"
+            caller = OWNERS.get(hook.spec.owner or "", hook.spec.stage)
+            verdict.message = f"its form fits; it was not called: that needs {caller}"
             return False
         rehearsal(hook, stage)
     except Fault as fault:
@@ -90,7 +92,3 @@ def _load(verdict: Verdict, stage: Stage, say: Say) -> BoundHook | None:
         verdict.warnings.append(hook.notice)
     stage.begin(hook)
     return hook
-
-
-def _owner(hook: BoundHook) -> str:
-    return f"{getattr(hook.spec, 'owner', '') or hook.spec.stage}, which is not rehearsed"

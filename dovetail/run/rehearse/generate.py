@@ -17,6 +17,7 @@ from dovetail.run.rehearse.tokenizers import tokenizer_of
 from dovetail.run.rehearse.verdict import Fault
 from dovetail.run.rehearse.world import WrittenEngine
 from dovetail.types import GenerateCall, Sample, SamplingParams
+from dovetail.types.calls import RUNNING_CALL
 
 _TOKENS = 2048
 """Longest response: written answers are shorter, a function that goes on and on is not."""
@@ -46,7 +47,7 @@ def generate(hook: BoundHook, stage: Stage) -> None:
     with engine(stage, found) as made:
         for where, (sample, how, evaluation) in cases.items():
             call = _call(stage, made, copy.deepcopy(sample), how, evaluation)
-            got = stage.call(hook, call)
+            got = stage.call(_called, hook, call)
             _check([got] if isinstance(got, Sample) else list(got), call, where, stage)
 
 
@@ -59,6 +60,13 @@ def engine(stage: Stage, found: list[Sample]) -> Iterator[WrittenEngine]:
     made = WrittenEngine(tokenizer, written)
     with served(stage, made, tokenizer):
         yield made
+
+
+async def _called(hook: BoundHook, call: GenerateCall) -> Sample | list[Sample]:
+    # As the run does: other frameworks' state objects look for the call there.
+    RUNNING_CALL.set(call)
+    made: Sample | list[Sample] = await hook(call)
+    return made
 
 
 def _call(

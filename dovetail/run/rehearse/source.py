@@ -87,7 +87,11 @@ def data_source(hook: BoundHook, stage: Stage) -> None:
     """Two groups are taken, one is put back, and the state goes out and in again."""
     size = stage.config.rollout.n_samples_per_prompt
     tokenizer = tokenizer_of(stage.config)
-    inner = PromptDataSource(prompts(stage.config, stage.missing)[0], size)
+    found, stage.made_up = prompts(stage.config, stage.missing)
+    for sample in found:
+        # State is kept as JSON, which knows plain dicts only.
+        sample.metadata = dict(sample.metadata)
+    inner = PromptDataSource(found, size)
     call = DataSourceCall(
         args=stage.args, default=lambda: inner, tokenizer=tokenizer, config=stage.config.data
     )

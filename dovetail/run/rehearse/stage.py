@@ -166,6 +166,11 @@ class Stage:
             return Unjudged(f"{error} (at {self._line(error)})")
         if _outside(error):
             return Unjudged(f"something outside failed: {said} (at {self._line(error)})")
+        if self._needs_tokenizer(error):
+            return Unjudged(
+                f"may need the model's tokenizer: {said} (at {self._line(error)}); name the "
+                "model's directory: --hf-checkpoint (TOML: model.hf_checkpoint)"
+            )
         if self._needs_real_data(error):
             wanted = f"needs {', '.join(self.missing)}, which" if self.missing else "may need what"
             return Unjudged(
@@ -189,11 +194,22 @@ class Stage:
         """Whether an error comes of looking for something that only the run's data has."""
         if not self.made_up or not isinstance(error, LookupError | TypeError | ValueError):
             return False
-        file, _, rest = self._line(error).rpartition(":")
-        line = linecache.getline(file, int(rest.split(",")[0] or 0)) if rest[:1].isdigit() else ""
-        if line.strip().startswith("raise"):
+        line = self._code(error)
+        if line.startswith("raise"):
             return False
         return bool(self.missing) or "label" in line or "metadata" in line
+
+    def _needs_tokenizer(self, error: BaseException) -> bool:
+        """Whether an error comes of the tokenizer that foreign state objects have not without a
+        model."""
+        if self.config.model.hf_checkpoint is not None or not isinstance(error, AttributeError):
+            return False
+        return "'NoneType' object" in str(error) and "tokenizer" in self._code(error)
+
+    def _code(self, error: BaseException) -> str:
+        """The user's line that raised."""
+        own = self._own_frames(error)
+        return linecache.getline(own[-1].filename, own[-1].lineno or 0).strip() if own else ""
 
     def _unawaited(self, caught: list[warnings.WarningMessage]) -> None:
         for warning in caught:

@@ -12,7 +12,7 @@ from dovetail.algorithms.packed_logits import get_sum_of_sample_mean
 from dovetail.batch.columns import columns_of, edited_rows, per_token
 from dovetail.batch.convert import rows_from_samples
 from dovetail.batch.rows import TrainRow
-from dovetail.hooks import BoundHook
+from dovetail.hooks import BoundHook, bind
 from dovetail.run.rehearse.samples import groups
 from dovetail.run.rehearse.stage import Stage
 from dovetail.run.rehearse.verdict import Fault
@@ -45,8 +45,8 @@ def postprocess(hook: BoundHook, stage: Stage) -> None:
 
 def loss(hook: BoundHook, stage: Stage) -> None:
     """One micro-batch; the loss needs a gradient that reaches the policy."""
-    _, rows = _rows(stage)
-    data = _columns(rows, advantages=True)
+    samples, rows = _rows(stage)
+    data = _postprocessed(stage, _columns(rows, advantages=True), samples)
     reduce = _reduce(data)
     if "call" in hook.form.positional:
         leaves = [value.clone().requires_grad_() for value in data["log_probs"]]
@@ -140,7 +140,31 @@ def _rows(stage: Stage) -> tuple[list[Sample], list[TrainRow]]:
     for number, sample in enumerate(samples):
         _shorten(sample, 6, _RESPONSE - number % 4)
     key = stage.config.reward.reward_key
-    return samples, rows_from_samples(samples, reward_key=key)
+    try:
+        convert = _other(stage, "custom_convert_samples_to_train_data")
+        return samples, rows_from_samples(samples, reward_key=key, convert=convert)
+    # The conversion is rehearsed, and judged, as a hook of its own.
+    except Exception:
+        return samples, rows_from_samples(samples, reward_key=key)
+
+
+def _other(stage: Stage, slot: str) -> BoundHook | None:
+    """Another hook of the run, whose work the rehearsed one gets to see."""
+    path = getattr(stage.config.hooks, f"{slot}_path")
+    return None if path is None else bind(slot, path, stage.args)
+
+
+def _postprocessed(stage: Stage, data: dict[str, Any], samples: list[Sample]) -> dict[str, Any]:
+    """What a loss gets: the columns after the run's postprocessing."""
+    changed = dict(data)
+    try:
+        hook = _other(stage, "rollout_data_postprocess")
+        if hook is not None:
+            hook(0, changed, samples)
+    # It too is judged on its own.
+    except Exception:
+        return data
+    return changed
 
 
 def _shorten(sample: Sample, prompt: int, response: int) -> None:
