@@ -64,14 +64,15 @@ class SamplingState:
         call = RUNNING_CALL.get()
         name = getattr(args, "hf_checkpoint", None)
         self.tokenizer: Any = None
+        self.processor: Any = None
         if call is not None:
-            self.tokenizer = call.tokenizer
+            self.tokenizer, self.processor = call.tokenizer, call.processor
         elif name:
             template = getattr(args, "chat_template_path", None)
             self.tokenizer = load_tokenizer(
                 name, chat_template_path=template, trust_remote_code=True
             )
-        self.processor: Any = load_processor(name, trust_remote_code=True) if name else None
+            self.processor = load_processor(name, trust_remote_code=True)
         self.sampling_params = training_sampling(args)
         self._semaphores: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = (
             WeakKeyDictionary()
