@@ -120,6 +120,7 @@ def metrics(place: Place, name: str, **changes: object) -> list[dict[str, float]
         "num_rollout": 3,
         "n_samples_per_prompt": 4,
         "num_steps_per_rollout": 2,
+        # The loss reads what only this generate function sets.
         "check_hooks": False,
         "lr": 1e-3,
     }
