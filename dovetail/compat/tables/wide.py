@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dovetail.compat.row import Alias
+from dovetail.compat.row import MILES, SLIME, VIME, Alias
 
+_BOTH = (SLIME, VIME)
 _MODULES = "dovetail.compat.modules"
 _REWARDS = f"{_MODULES}.rm_hub"
 
@@ -17,4 +18,25 @@ ALIASES: tuple[Alias, ...] = (
     Alias(f"{_REWARDS}.gpqa", ("rollout.rm_hub.gpqa",)),
     Alias(f"{_MODULES}.mask", ("utils.mask_utils",)),
     Alias(f"{_MODULES}.processing", ("utils.processing_utils",)),
+    Alias(f"{_MODULES}.ppo", ("utils.ppo_utils",)),
+    Alias(f"{_MODULES}.ppo", ("backends.training_utils.loss_hub.math_utils",), (MILES,)),
+    Alias(
+        f"{_MODULES}.loss", ("backends.megatron_utils.loss", "backends.training_utils.loss"), _BOTH
+    ),
+    Alias(
+        f"{_MODULES}.miles_loss",
+        (
+            "backends.megatron_utils.loss",
+            "backends.training_utils.loss",
+            "backends.training_utils.loss_hub.logit_processors",
+            "backends.training_utils.loss_hub.logits",
+            "backends.training_utils.loss_hub.losses",
+        ),
+        (MILES,),
+    ),
+    Alias(f"{_MODULES}.corrections", ("backends.training_utils.loss_hub.corrections",), (MILES,)),
+    Alias(
+        f"{_MODULES}.cp",
+        ("backends.megatron_utils.cp_utils", "backends.training_utils.cp_utils"),
+    ),
 )
