@@ -59,7 +59,9 @@ def _message(error: BaseException) -> str | None:
 def _users_part(error: BaseException) -> str:
     """The traceback of what a user's function raised, from its own first line on."""
     cause = error.__cause__ if isinstance(error, _OF_USERS_CODE) else None
-    while cause is not None:
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
         frames = traceback.extract_tb(cause.__traceback__)
         users = [i for i, frame in enumerate(frames) if _is_users(frame.filename)]
         if users and not isinstance(cause, DovetailError):
