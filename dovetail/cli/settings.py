@@ -3,6 +3,7 @@ out."""
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import sys
 from collections.abc import Sequence
@@ -27,7 +28,14 @@ def read_settings(argv: Sequence[str]) -> Resolved:
         ConfigError: see `dovetail.config.resolve.resolve`.
     """
     files, flags = split_files(argv)
-    return resolve([_run_file(Path(name)) for name in files], flags)
+    return resolve([_run_file(Path(name)) for name in files], flags, _own_flags)
+
+
+def _own_flags(paths: list[str]) -> argparse.ArgumentParser | None:
+    # Only a command line with flags that nobody knows needs the user's modules this early.
+    from dovetail.hooks.own_flags import own_flags
+
+    return own_flags(paths)
 
 
 def _run_file(path: Path) -> Path:

@@ -14,16 +14,27 @@ together with its nearest neighbour before anything else is complained about.
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dovetail.config.aliases import ALIASES
-from dovetail.config.incoming import Incoming, understood, unknown
+from dovetail.config.incoming import Incoming, Strange, understood, unknown
 from dovetail.config.leaves import Leaf, leaves
 from dovetail.types.errors import ConfigError
 
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+OwnFlags = Callable[[list[str]], argparse.ArgumentParser | None]
+"""From the paths of the user's functions to a parser of the flags that they bring along."""
+OWNERS_OF_FLAGS = (
+    "rollout_function_path",
+    "eval_function_path",
+    "custom_generate_function_path",
+    "custom_rm_path",
+)
 
 
 def split_files(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -32,12 +43,52 @@ def split_files(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(argv[:first]), list(argv[first:])
 
 
-def read_flags(tokens: Sequence[str], into: Incoming) -> None:
+def read_flags(tokens: Sequence[str], into: Incoming, own_flags: OwnFlags | None = None) -> None:
     """Put every flag of a command line into `into`.
+
+    Unknown ones are offered to the user's functions, if any is named whose parser `own_flags`
+    gives; what that reads goes into the leaf `plugin_args`.
 
     Raises:
         ConfigError: an unknown flag, a missing or surplus value, a value of the wrong form.
     """
+    try:
+        _read_all(tokens, into)
+    except ConfigError:
+        # Nobody who mistyped a flag's name wants to hear of its values first.
+        _offer(into, own_flags)
+        raise
+    _offer(into, own_flags)
+
+
+def _offer(into: Incoming, own_flags: OwnFlags | None) -> None:
+    if not into.strange:
+        return
+    paths = [into.values[leaf] for leaf in OWNERS_OF_FLAGS if into.values.get(leaf)]
+    parser = own_flags(paths) if own_flags is not None and paths else None
+    if parser is None:
+        raise into.strange[0].error
+    known = set(parser._option_string_actions)
+    for strange in into.strange:
+        if strange.tokens[0].partition("=")[0] not in known:
+            raise strange.error
+    given = parser.parse_args([token for strange in into.strange for token in strange.tokens])
+    into.put("plugin_args", _plain(vars(given)), f"flag {into.strange[0].tokens[0]}")
+
+
+def _plain(given: dict[str, Any]) -> dict[str, Any]:
+    for name, value in given.items():
+        try:
+            json.dumps(value)
+        except TypeError:
+            raise ConfigError(
+                f"on the command line: {name} became a {type(value).__name__}; a function's own "
+                "flags must read plain values: numbers, strings, lists"
+            ) from None
+    return given
+
+
+def _read_all(tokens: Sequence[str], into: Incoming) -> None:
     at = 0
     while at < len(tokens):
         if not tokens[at].startswith("--"):
@@ -67,7 +118,9 @@ def _read_one(token: str, following: Sequence[str], into: Incoming) -> int:
         into.put(negated.name, _negated(negated, written, has_value), origin)
         return 0
     if not understood(name):
-        raise unknown(name, written, "on the command line", style="flag")
+        error = unknown(name, written, "on the command line", style="flag")
+        into.strange.append(Strange((token, *([] if has_value else values)), error))
+        return 0 if has_value else len(values)
     leaf = leaves().get(name)
     if leaf is None:
         return _read_foreign(name, values, has_value, origin, into)

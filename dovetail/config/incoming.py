@@ -11,6 +11,16 @@ from dovetail.config.passthrough import is_passthrough
 from dovetail.types.errors import ConfigError
 
 
+@dataclass(frozen=True)
+class Strange:
+    """A flag that `understood` refuses."""
+
+    tokens: tuple[str, ...]
+    """As they were written, values too."""
+    error: ConfigError
+    """What to say of it when no user's function knows it either."""
+
+
 @dataclass
 class Incoming:
     """What files and flags have set so far."""
@@ -20,6 +30,8 @@ class Incoming:
     origins: dict[str, str] = field(default_factory=dict)
     passthrough: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    strange: list[Strange] = field(default_factory=list)
+    """Flags that nobody here knows: a user's function may."""
 
     def put(self, name: str, value: Any, origin: str) -> None:
         """Take one setting that `understood` accepts."""

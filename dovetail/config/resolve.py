@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dovetail.config.flags import read_flags
+from dovetail.config.flags import OwnFlags, read_flags
 from dovetail.config.incoming import Incoming
 from dovetail.config.leaves import leaves
 from dovetail.config.passthrough import without_effect_note
@@ -31,10 +31,15 @@ class Resolved:
     """What was accepted although it has no effect in this run; to be shown once."""
 
 
-def resolve(files: Sequence[Path | str] = (), flags: Sequence[str] = ()) -> Resolved:
+def resolve(
+    files: Sequence[Path | str] = (),
+    flags: Sequence[str] = (),
+    own_flags: OwnFlags | None = None,
+) -> Resolved:
     """Merge run files and flags over the defaults.
 
     Whether the values make sense together is not looked at; see `dovetail.config.check`.
+    `own_flags` gives a parser for flags that the user's functions bring along.
 
     Example:
         >>> resolve([], ["--rollout-batch-size", "32"]).config.rollout.rollout_batch_size
@@ -46,7 +51,7 @@ def resolve(files: Sequence[Path | str] = (), flags: Sequence[str] = ()) -> Reso
     incoming = Incoming()
     for path in files:
         read_toml(Path(path), incoming)
-    read_flags(flags, incoming)
+    read_flags(flags, incoming, own_flags)
     notes = list(dict.fromkeys(incoming.notes))
     if incoming.passthrough:
         notes.append(without_effect_note(list(incoming.passthrough)))

@@ -10,7 +10,7 @@ from typing import Any
 
 from dovetail.config.aliases import ALIASES
 from dovetail.config.run import RunConfig
-from dovetail.hooks.custom_config import custom_config
+from dovetail.hooks.custom_config import check_keys, custom_config
 from dovetail.hooks.family_args import FACTS, FAMILY_ARGS
 
 _FALLS_BACK_TO = {
@@ -35,7 +35,7 @@ class ArgsView(argparse.Namespace):
     It is a copy: what a hook writes is seen by later hooks of the same process, never by the run.
     It copies, deep-copies and pickles. Leaves that default to another one are filled in. What
     plugins of the slime family read and no leaf stands for has the family's default, and the keys
-    of `custom_config_path` are there too.
+    of `custom_config_path` and `plugin_args` are there too.
 
     Raises:
         ConfigError: `custom_config_path` can't be read, or has a key that something else has.
@@ -51,7 +51,10 @@ class ArgsView(argparse.Namespace):
         if config is not None:
             known = copy.deepcopy({**FAMILY_ARGS, **FACTS}) | _flat(config)
             self.__dict__.update(known)
-            self.__dict__.update(custom_config(config.hooks.custom_config_path, known))
+            own = config.hooks.plugin_args
+            check_keys(own, "plugin_args (TOML: hooks.plugin_args)", known)
+            self.__dict__.update(copy.deepcopy(own))
+            self.__dict__.update(custom_config(config.hooks.custom_config_path, self.__dict__))
         self.__dict__.update(facts)
 
     def learn(self, **facts: Any) -> None:

@@ -12,6 +12,7 @@ from dovetail.hooks.adapt import adapt
 from dovetail.hooks.invoke import Invoke
 from dovetail.hooks.load import admit_foreign_imports, load, split_family
 from dovetail.hooks.match import match, place
+from dovetail.hooks.own_flags import own_defaults
 from dovetail.hooks.spec import OWNERS, CallForm, HookSpec, Kind
 from dovetail.hooks.table import HOOKS, spec_of
 from dovetail.types import HookError, HookRunError, Sample
@@ -82,6 +83,9 @@ def bind(slot: str, target: Any, args: Any = None, *, family: str | None = None)
     found = match(target, spec, family=family, batched=getattr(args, "group_rm", False), path=path)
     if found.notice:
         log.warning("%s: %s %s", spec.where, path, found.notice)
+    for name, default in own_defaults(target).items():
+        if args is not None and not hasattr(args, name):
+            setattr(args, name, default)
     invoke = Invoke(spec, target, found, args)
     native = adapt(spec, invoke)
     if spec.kind is Kind.OBJECT:

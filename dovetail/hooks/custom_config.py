@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,18 @@ def custom_config(path: str | None, known: Collection[str] = ()) -> dict[str, An
             f"{where}: got a {type(found).__name__}, expected a mapping of names to values, e.g. "
             "`max_turns: 3`"
         )
+    check_keys(found, where, known)
+    return found
+
+
+def check_keys(found: Iterable[str], where: str, known: Collection[str]) -> None:
+    """Refuse names that are no attributes, or are taken.
+
+    Raises:
+        ConfigError: the message names both places.
+    """
     for key in found:
         _check_key(key, where, known)
-    return found
 
 
 def _text(path: str, where: str) -> str:

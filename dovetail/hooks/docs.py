@@ -37,7 +37,9 @@ those that it names.
 `args` is a copy of the whole configuration with flat names (`args.rollout_batch_size`). What you
 write to it is seen by later hooks, never by the run. It also has what plugins of these families
 read and no setting of ours stands for, facts of the run (`rank`, `world_size`, `start_rollout_id`,
-the router's address), and the keys of the YAML file named by `--custom-config-path`.
+the router's address), the keys of the YAML file named by `--custom-config-path`, and those of
+`[hooks.plugin_args]`. A rollout, evaluation, generate or reward function with an attribute
+`add_arguments(parser)` brings flags of its own; their values are attributes too.
 
 A function that does not return within its time limit is ended, where that is possible, or left
 behind; the error says where it stands. An error that ends the run names flag, function, sample and

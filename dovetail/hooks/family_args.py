@@ -216,8 +216,6 @@ FAMILY_ARGS: dict[str, Any] = {
     "use_rollout_indexer_replay": False,
     "opd_log_prob_top_k": 0,
     "opd_top_k_strategy": "only-student",
-    "generate_max_turns": 16,
-    "generate_tool_call_parser": None,
     "save_debug_trajectory_data": None,
     "save_debug_event_data": None,
     "dumper_enable": False,

@@ -7,7 +7,7 @@ import contextvars
 import inspect
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from typing import Any, NoReturn
 
 from dovetail.config.leaves import cure
 from dovetail.hooks.limits import Overdue, Steps, blame_running, interrupt, time_limit
@@ -49,7 +49,7 @@ class Invoke:
         except Overdue as late:
             raise self._late(late.where, values) from None
         except Exception as error:
-            raise self._explained(error, values) from error
+            self._tell(error, values)
 
     async def awaited(self, **values: Any) -> Any:
         """The result, of an async function too. A plain one runs here, on the caller's loop."""
@@ -76,7 +76,7 @@ class Invoke:
         except HookRunError:
             raise
         except Exception as error:
-            raise self._explained(error, values) from error
+            self._tell(error, values)
         return await self._finish(got, values)
 
     def finished(self, **values: Any) -> Any:
@@ -143,7 +143,7 @@ class Invoke:
         except Overdue as late:
             raise self._late(late.where, values) from None
         except Exception as error:
-            raise self._explained(error, values) from error
+            self._tell(error, values)
 
     async def _awaited_in_time(self, got: Awaitable[Any], values: dict[str, Any]) -> Any:
         limit_s = self.limit_s
@@ -173,6 +173,12 @@ class Invoke:
             f"{cure(self.spec.time_limit, 'SECONDS')}"
         )
         return HookRunError(text) if self.spec.on_error is OnError.STOP else TimeoutError(text)
+
+    def _tell(self, error: Exception, values: dict[str, Any]) -> NoReturn:
+        told = self._explained(error, values)
+        if told is error:
+            raise error
+        raise told from error
 
     def _explained(self, error: Exception, values: dict[str, Any]) -> Exception:
         """Where the row says that the run ends, the error that it ends with."""

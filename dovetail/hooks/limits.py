@@ -88,15 +88,19 @@ def _watchdog(seconds: float, file: str, tell: Callable[[str], object]) -> Itera
     late: list[str] = []
     turn = threading.Lock()
 
+    def send() -> None:
+        with turn:
+            if ended.is_set():
+                return
+            if late:
+                _overdue[ident] = str(tell(late[0]))
+            late.append(blame_running(ident, file))
+            interrupt(ident)
+
     def watch() -> None:
         wait_s = seconds
         while not ended.wait(wait_s):
-            with turn:
-                if not ended.is_set():
-                    if late:
-                        _overdue[ident] = str(tell(late[0]))
-                    late.append(blame_running(ident, file))
-                    interrupt(ident)
+            send()
             wait_s = _AGAIN_S
 
     threading.Thread(target=watch, name="dovetail-hook-limit", daemon=True).start()

@@ -97,6 +97,10 @@ class HooksConfig(Section):
             " Dovetail's modules."
         ),
     )
+    plugin_args: dict[str, Any] = Field(
+        {},
+        description="Further attributes of args; flags that a function adds itself end up here.",
+    )
     hook_timeout_s: float = Field(
         600.0,
         gt=0,

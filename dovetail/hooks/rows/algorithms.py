@@ -56,15 +56,16 @@ ALGORITHMS: tuple[HookSpec, ...] = (
                 positional=("args", "batch", "logits", "sum_of_sample_mean"),
             ),
         ),
-        default="the loss of --advantage-estimator",
+        default="policy_loss",
         returns="(loss, metrics): a scalar tensor and a dict of scalar tensors",
         when="for every micro-batch, with --loss-type custom_loss",
         doc=(
             "The loss is a sum over rollouts; `call.reduce` makes it from per-token values. `call` "
             "(a `LossCall`) has logprobs with gradient, old, reference and rollout logprobs, "
             "advantages, masks, rewards, metadata, train_metadata, and `data` with every key of "
-            "the training data. The family's form gets logits [1, tokens, vocabulary] and a batch "
-            "dict. Metrics must have the same keys for every micro-batch."
+            "the training data. The family's form gets untempered logits [1, tokens, vocabulary] of "
+            "whole sequences end to end, and a batch dict (get_log_probs_and_entropy in "
+            "dovetail.algorithms.packed_logits takes them apart). Metrics are summed like the loss."
         ),
         example=(
             "def loss(call):\n"

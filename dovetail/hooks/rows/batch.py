@@ -65,6 +65,8 @@ BATCH: tuple[HookSpec, ...] = (
         doc=(
             "`data` is a dict of lists, one entry per row: tokens, loss_masks, rewards, "
             "response_lengths, log_probs, advantages, returns, and what a custom conversion added. "
+            "Trained tokens are counted anew from loss_masks unless it sets rollout_mask_sums. "
+            "What it does to loss_mask, remove_sample and metadata of samples counts as well. "
             "A function of (args, x) gets the samples if x is named `samples` or annotated "
             "list[Sample], else the data."
         ),
