@@ -17,8 +17,6 @@ import torch
 
 from dovetail.algorithms.packed_logits import get_log_probs_and_entropy
 
-SEEN = {}
-
 
 def convert(args, samples):
     centre = {}
@@ -63,8 +61,8 @@ def advantages(args, rollout_data):
 
 
 def postprocess(args, rollout_id, rollout_data):
-    SEEN.setdefault("rollouts", []).append(rollout_id)
     rollout_data["seen_by_postprocess"] = list(rollout_data["turns"])
+    rollout_data["number"] = [float(rollout_id) for _ in rollout_data["turns"]]
 
 
 def loss(args, batch, logits, sum_of_sample_mean):
@@ -82,7 +80,12 @@ def loss(args, batch, logits, sum_of_sample_mean):
     logprobs, old = torch.cat(found["log_probs"]), torch.cat(batch["log_probs"])
     ratio, own = torch.exp(logprobs - old), torch.cat(batch["advantages"])
     value = sum_of_sample_mean(torch.maximum(-ratio * own, -ratio.clamp(0.8, 1.2) * own))
-    return value, {"loss": value.clone().detach(), "ratio_mean": sum_of_sample_mean(ratio)}
+    number = sum_of_sample_mean(torch.full_like(ratio, batch["number"][0]))
+    return value, {
+        "loss": value.clone().detach(),
+        "ratio_mean": sum_of_sample_mean(ratio),
+        "number": number,
+    }
 
 
 def tis(args, *, pg_loss, train_log_probs, rollout_log_probs, loss_masks, **kwargs):
@@ -157,6 +160,7 @@ def test_a_run_rewritten_in_hooks_trains_as_the_built_in_does(place: Place) -> N
     )
     agree(built_in, own, ("train/loss", "train/ratio_mean", "train/grad_norm", "train/tokens"))
     assert all(row["train/grad_norm"] > 0 for row in built_in)
+    assert [row["train/number"] for row in own] == pytest.approx([0, 1, 2])
 
 
 def test_a_rewritten_correction_and_reducer_train_as_the_built_in_ones(place: Place) -> None:

@@ -63,8 +63,8 @@ ALGORITHMS: tuple[HookSpec, ...] = (
             "The loss is a sum over rollouts; `call.reduce` makes it from per-token values. `call` "
             "(a `LossCall`) has logprobs with gradient, old, reference and rollout logprobs, "
             "advantages, masks, rewards, metadata, train_metadata, and `data` with every key of "
-            "the training data. The family's form gets untempered logits [1, tokens, vocabulary] of "
-            "whole sequences end to end, and a batch dict (get_log_probs_and_entropy in "
+            "the training data. The family's form gets untempered logits [1, tokens, vocabulary] "
+            "of whole sequences end to end, and a batch dict (get_log_probs_and_entropy in "
             "dovetail.algorithms.packed_logits takes them apart). Metrics are summed like the loss."
         ),
         example=(

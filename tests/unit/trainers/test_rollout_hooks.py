@@ -278,3 +278,34 @@ def test_a_fault_after_a_step_is_told():
     with pytest.raises(HookRunError):
         trainer.train(make_rows(14))
     assert trainer.changed
+
+
+def test_supervised_rows_are_postprocessed_too():
+    seen = {}
+
+    def first_only(rollout_id, data, samples):
+        seen.update(data)
+        for mask in data["loss_masks"]:
+            mask[1:] = 0
+
+    rows, algorithm = make_rows(15), {"loss_type": "sft_loss"}
+    short = [
+        dataclasses.replace(r, loss_mask=[*r.loss_mask[:1], *[0] * (r.response_length - 1)])
+        for r in rows
+    ]
+    hooks = TrainHooks(postprocess=first_only)
+    got = gradient_of(MODEL, rows, algorithm=algorithm, hooks=hooks)
+    assert furthest(gradient_of(MODEL, short, algorithm=algorithm), got) < 1e-6
+    assert not {"advantages", "log_probs", "kl"} & set(seen)
+
+
+def test_a_run_without_hooks_scores_and_trains_on_trained_tokens_only():
+    # What hooks cost is paid by runs that have them: the same passes over the same tokens.
+    rows = make_rows(16, mask=0.3)
+    trainer = make_trainer(MODEL, samples_per_optimizer_step=4, optimizer={"lr": 0.0})
+    scored = []
+    real = trainer.backend.logprobs
+    trainer.backend.logprobs = lambda batch, *more: scored.append(batch) or real(batch, *more)
+    trainer.backend.accumulate_whole = trainer.backend.accumulate_logits = None
+    trainer.train(rows)
+    assert sum(len(batch.targets_N) for batch in scored) == sum(sum(r.loss_mask) for r in rows[4:])
