@@ -17,6 +17,7 @@ ALIASES: tuple[Alias, ...] = (
     Alias(f"{_REWARDS}.f1", ("rollout.rm_hub.f1",)),
     Alias(f"{_REWARDS}.gpqa", ("rollout.rm_hub.gpqa",)),
     Alias(f"{_MODULES}.mask", ("utils.mask_utils",)),
+    Alias(f"{_MODULES}.eval_config", ("utils.eval_config",)),
     Alias(f"{_MODULES}.processing", ("utils.processing_utils",)),
     Alias(f"{_MODULES}.ppo", ("utils.ppo_utils",)),
     Alias(f"{_MODULES}.ppo", ("backends.training_utils.loss_hub.math_utils",), (MILES,)),
