@@ -40,7 +40,7 @@ from dovetail.run.replay import Replay
 from dovetail.run.report import Reporter, tracker_names
 from dovetail.run.rollouts import make_collect, make_evaluator, make_source
 from dovetail.run.schedule import make_schedule, prompts_of
-from dovetail.run.serving import make_router, router_owners
+from dovetail.run.serving import hook_owners, make_router
 from dovetail.run.training import make_to_rows, make_trainer
 from dovetail.run.validate import validate
 from dovetail.runtime.compute import compute_thread
@@ -124,8 +124,9 @@ class Parts:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.args = ArgsView(config)
+        self.args.learn(eval_datasets=eval_sets(config))
         self.hooks: dict[str, BoundHook] = bind_hooks(
-            config.hooks, self.args, router_owners(config)
+            config.hooks, self.args, hook_owners(config)
         )
         self._bound: dict[tuple[str, str], BoundHook] = {}
         self._bind_those_of_eval_sets()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dovetail.config.run import RunConfig
 from dovetail.hooks import ArgsView, BoundHook
+from dovetail.rollout import multi_turn
 from dovetail.types.ports import Engine, Tokenizer
 
 if TYPE_CHECKING:
@@ -35,9 +36,12 @@ class Served(Protocol):
     def close(self) -> None: ...
 
 
-def router_owners(config: RunConfig) -> set[str]:
-    """What calls users' functions where this run has a router; `bind_hooks` asks."""
-    return set() if config.router.serve_router == "false" else {"router"}
+def hook_owners(config: RunConfig) -> set[str]:
+    """What calls users' functions beside the loop; `bind_hooks` asks."""
+    owners = set() if config.router.serve_router == "false" else {"router"}
+    if config.hooks.custom_generate_function_path in multi_turn.NAMES:
+        owners.add("multi-turn generate")
+    return owners
 
 
 def needs_router(config: RunConfig, hooks: dict[str, BoundHook], bound: list[BoundHook]) -> bool:

@@ -44,6 +44,7 @@ ALIASES: tuple[Alias, ...] = (
         (MILES,),
     ),
     Alias(f"{_MODULES}.single_turn", ("rollout.generate_hub.single_turn",), (MILES,)),
+    Alias("dovetail.rollout.multi_turn", ("rollout.generate_hub.multi_turn",), (MILES,)),
     # What plugins use beside.
     Alias(f"{_MODULES}.misc", ("utils.misc",)),
     Alias(f"{_MODULES}.http", ("utils.http_utils",)),

@@ -72,3 +72,9 @@ class RolloutConfig(Section):
     abort_grace_s: float = Field(
         10.0, ge=0, description="Seconds to wait for judges and tools of aborted groups."
     )
+    generate_max_turns: int = Field(
+        16, ge=1, description="Turns of the model in multi-turn generation with tools."
+    )
+    generate_tool_call_parser: str = Field(
+        "qwen25", description="How the model writes tool calls: qwen25 (hermes) or llama3."
+    )

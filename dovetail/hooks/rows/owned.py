@@ -191,7 +191,11 @@ MULTI_TURN: tuple[HookSpec, ...] = (
         default="no tools",
         returns="a list of dicts in the OpenAI form of tools",
         when="once, before the first step",
-        doc="The tools that the chat template shows the model.",
+        doc=(
+            "The tools that the chat template shows the model, with "
+            "`--custom-generate-function-path multi_turn`: turns of the model and its tools, what "
+            "tools answer is not trained on (`generate_max_turns`, `generate_tool_call_parser`)."
+        ),
         example=(
             "tools = [\n"
             '    {"type": "function", "function": {"name": "add", "parameters": {}}},\n'
@@ -210,7 +214,7 @@ MULTI_TURN: tuple[HookSpec, ...] = (
         default="none",
         returns="a string: what the model is shown",
         when="for every tool call of the model",
-        doc="Runs one tool.",
+        doc="Runs one tool, with `--custom-generate-function-path multi_turn`.",
         example=(
             "async def execute(name, params):\n"
             '    return str(params["a"] + params["b"]) if name == "add" else "no such tool"\n'

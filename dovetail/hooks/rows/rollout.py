@@ -124,6 +124,9 @@ ROLLOUT: tuple[HookSpec, ...] = (
             "    return sample\n"
         ),
         example_name="generate",
+        registered={
+            "multi_turn": "dovetail.rollout.multi_turn:generate",
+        },
         time_limit="generate_timeout_s",
     ),
     HookSpec(
