@@ -205,7 +205,9 @@ class Run:
             return {}
         rows = self.to_rows([sample for group in output.samples for sample in group])
         self._training = True
-        return wait_for(self.compute.submit(self.trainer.train, rows), self.check_hooks)
+        return wait_for(
+            self.compute.submit(self.trainer.train, rows, self.position[0]), self.check_hooks
+        )
 
     def evaluate(self, done: int) -> None:
         """Evaluate and log.
