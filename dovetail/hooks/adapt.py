@@ -27,6 +27,7 @@ from dovetail.types import (
     RolloutOutput,
     Sample,
 )
+from dovetail.types.calls import RUNNING_ROLLOUT
 
 Adapter = Callable[[HookSpec, Invoke], Callable[..., Any]]
 
@@ -59,6 +60,7 @@ def _rollout_values(call: RolloutCall, invoke: Invoke) -> dict[str, Any]:
         given = RolloutFnEvalInput(call.rollout_id, weight_version=call.weight_version)
     else:
         given = RolloutFnTrainInput(call.rollout_id, weight_version=call.weight_version)
+    RUNNING_ROLLOUT.set(call)
     return {
         "call": dataclasses.replace(call, args=invoke.args),
         "rollout_id": call.rollout_id,

@@ -177,6 +177,10 @@ class RolloutCall:
     weight_version: int | None = None
 
 
+RUNNING_ROLLOUT: ContextVar[RolloutCall | None] = ContextVar("RUNNING_ROLLOUT", default=None)
+"""As RUNNING_CALL, in and below a user's rollout or evaluation function."""
+
+
 @dataclass(slots=True)
 class RolloutOutput:
     """What a rollout function gives for one step: groups of finished samples, and metrics."""

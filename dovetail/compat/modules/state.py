@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from dovetail.compat.modules.http import get_rollout_num_engines
 from dovetail.compat.modules.processing import load_processor, load_tokenizer
-from dovetail.types.calls import RUNNING_CALL
+from dovetail.types.calls import RUNNING_CALL, RUNNING_ROLLOUT
 
 _CONCURRENCY = 512
 """Requests per engine at once, where `args` does not say."""
@@ -55,18 +55,20 @@ def training_sampling(args: Any) -> dict[str, Any]:
 class SamplingState:
     """What slime's and miles' states have in common.
 
-    Inside a generate function of a run, the tokenizer is the run's, and `aborted` is true as soon
-    as the run's step has enough groups.
+    Inside a run the tokenizer is the run's; inside a generate function `aborted` is true as soon as
+    the run's step has enough groups.
     """
 
     def __init__(self, args: Any) -> None:
         self.args = args
-        call = RUNNING_CALL.get()
         name = getattr(args, "hf_checkpoint", None)
+        call = RUNNING_CALL.get()
+        running = call or RUNNING_ROLLOUT.get()
         self.tokenizer: Any = None
         self.processor: Any = None
-        if call is not None:
-            self.tokenizer, self.processor = call.tokenizer, call.processor
+        if running is not None and running.tokenizer is not None:
+            self.tokenizer = running.tokenizer
+            self.processor = call.processor if call is not None else None
         elif name:
             template = getattr(args, "chat_template_path", None)
             self.tokenizer = load_tokenizer(
