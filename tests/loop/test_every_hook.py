@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from typing import Any
 import pytest
 
 from dovetail.config.resolve import resolve
-from dovetail.hooks import HOOKS, ArgsView, bind
+from dovetail.hooks import HOOKS, ArgsView, bind, spec_of
 from dovetail.hooks.spec import CallForm, HookSpec
+from dovetail.rollout import multi_turn
 from dovetail.run.train import run_training
 from dovetail.types import HookError, Sample
 from tests.loop import tiny
@@ -349,7 +351,39 @@ def test_a_hook_whose_owner_the_run_lacks_is_refused_in_one_line(
     file.write_text(text)
     (tmp_path / "not a model").mkdir()
     flags = flags_of(place, tmp_path / "run", spec, f"{file}:hook")
-    flags += ["--hf-checkpoint", str(tmp_path / "not a model")]
+    flags += ["--hf-checkpoint", str(tmp_path / "not a model"), "--serve-router", "false"]
     with pytest.raises(HookError) as refused:
         run_training(resolve([], flags))
     assert spec.flag in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_tools_of_multi_turn_generation_are_shown_run_and_masked(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A tiny random model calls no tool: here every turn counts as a call.
+    call = multi_turn.ToolCall("add", {"a": 1, "b": 2})
+    monkeypatch.setitem(multi_turn.PARSERS, "qwen25", lambda text: [call])
+    file = tmp_path / "my_tools.py"
+    file.write_text(
+        'tools = [{"type": "function", "function": {"name": "add"}}]\n'
+        "async def execute(name, params):\n    return str(params['a'] + params['b'])\n"
+    )
+    model = tmp_path / "model"
+    shutil.copytree(place / "model", model)
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}"
+    (model / "chat_template.jinja").write_text(template)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"input": [{"role": "user", "content": "1+2"}], "label": "3"}))
+    spec = spec_of("generate_execute_tool_function")
+    flags = flags_of(place, tmp_path / "run", spec, f"{file}:execute")
+    flags += ["--generate-tool-specs-path", f"{file}:tools", "--hf-checkpoint", str(model)]
+    flags += ["--custom-generate-function-path", "multi_turn", "--generate-max-turns", "2"]
+    flags += ["--prompt-data", str(rows), "--rollout-stop", *"abcdefghij", "--no-eval-prompt-data"]
+    flags += ["--no-eval-interval", "--rollout-max-response-len", "80", "--num-rollout", "1"]
+    run_training(resolve([], flags))
+    left = Left(tmp_path / "run", [], spec.forms[0])
+    talked = [sample for sample in left.samples if "tool: 3" in sample["response"]]
+    assert talked
+    for sample in talked:
+        observed = len(" tool: 3 ")
+        assert sample["loss_mask"].count(0) == observed
