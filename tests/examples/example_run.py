@@ -47,5 +47,5 @@ def run_example(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def samples_of(tmp_path: Path, step: int, run: int = 0) -> list[dict[str, Any]]:
     """The samples of one step, as a run keeps them."""
-    file = next((tmp_path / f"run{run}" / "samples").glob(f"*{step}.jsonl*"))
+    file = tmp_path / f"run{run}" / "samples" / f"step_{step:06}.jsonl"
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
