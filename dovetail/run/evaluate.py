@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import logging
 
 from dovetail.checkpoint.manager import load_checkpoint
 from dovetail.config.check import check_evaluation
@@ -12,11 +12,14 @@ from dovetail.observe.run_dir import RunDir
 from dovetail.observe.tracker import check_trackers
 from dovetail.run.build import Parts
 from dovetail.run.interrupt import Interrupt, Interrupted
+from dovetail.run.leaving import users_runner
 from dovetail.run.report import Reporter, RunReport, Timer, tracker_names
 from dovetail.run.rollouts import make_evaluator
 from dovetail.run.validate import validate_names
 from dovetail.trainers.torch.restore import restore_weights
 from dovetail.types import EvalOutput
+
+log = logging.getLogger(__name__)
 
 
 def run_eval(resolved: Resolved) -> RunReport:
@@ -43,7 +46,8 @@ def run_eval(resolved: Resolved) -> RunReport:
     reporter.start(None)
     evaluator, timer = make_evaluator(parts, reporter), Timer()
     assert evaluator is not None
-    with asyncio.Runner() as runner, Interrupt() as interrupt:
+    log_eval = parts.hooks.get("custom_eval_rollout_log_function")
+    with users_runner() as runner, Interrupt() as interrupt:
 
         async def work() -> EvalOutput:
             await parts.engine.receive_weights(step, None)
@@ -57,10 +61,15 @@ def run_eval(resolved: Resolved) -> RunReport:
                 parts.router.start(runner.get_loop())
             with timer.phase("eval"):
                 output = interrupt.run(runner, work())
+            if log_eval is not None and log_eval(step, output.columns, output.metrics):
+                output.metrics = {}
             reporter.evaluation(step, output, timer)
             reporter.tell_where()
         except Interrupted:
             return RunReport(run_dir.path, 0, 0, exit_code=interrupt.exit_code)
+        except Exception as error:
+            log.info("the evaluation failed: %s", error, exc_info=error)
+            raise
         finally:
             if parts.router is not None:
                 parts.router.close()

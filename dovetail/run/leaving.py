@@ -8,8 +8,10 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from contextlib import contextmanager
+from typing import TypeVar
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -44,6 +46,17 @@ async def end_tasks() -> None:
         log.warning("left behind: %s does not end when it is cancelled", task.get_coro())
 
 
+@contextmanager
+def users_runner() -> Iterator[asyncio.Runner]:
+    """A runner of a loop that users' functions live in."""
+    runner = asyncio.Runner()
+    runner.get_loop().set_default_executor(UserThreads())
+    try:
+        yield runner
+    finally:
+        close_runner(runner)
+
+
 def close_runner(runner: asyncio.Runner) -> None:
     """Close the loop; one with tasks that can't be ended is left as it is."""
     runner.run(end_tasks())
@@ -51,7 +64,7 @@ def close_runner(runner: asyncio.Runner) -> None:
         runner.close()
 
 
-def wait_for(future: Future[T], check: Any) -> T:
+def wait_for(future: Future[T], check: Callable[[], object]) -> T:
     """The result of a future that another thread works on; `check()` is called now and then, and
     may raise where waiting on is of no use."""
     while True:

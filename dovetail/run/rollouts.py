@@ -166,10 +166,18 @@ def _rollout_call(
     return RolloutCall(
         rollout_id,
         evaluation=evaluation,
-        data_source=parts.source,
+        data_source=_source_for(parts, evaluation),
         engine=parts.engine if parts.samples else None,
         tokenizer=parts.models.tokenizer,
         scorer=parts.scorer if parts.samples else None,
         default=default,
         weight_version=rollout_id,
     )
+
+
+def _source_for(parts: Parts, evaluation: bool) -> DataSource | None:
+    """Evaluation alone needs no prompts to train on."""
+    given = parts.config.data.prompt_data is not None or (
+        {"data_source", "rollout_function"} & parts.hooks.keys()
+    )
+    return parts.source if given or not evaluation else None

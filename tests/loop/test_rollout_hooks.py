@@ -328,6 +328,20 @@ async def deep(args, rollout_id, *, evaluation=False):
     return groups
 
 
+def threaded(args, rollout_id, data_source, evaluation=False):
+    import threading
+
+    from slime.utils.async_utils import run
+
+    assert threading.current_thread() is not threading.main_thread()
+
+    async def collect():
+        await asyncio.sleep(0)
+        return data_source.get_samples(args.rollout_batch_size)
+
+    return [finished(group) for group in run(collect())]
+
+
 def forgetful(args, rollout_id, data_source, evaluation=False):
     groups = data_source.get_samples(args.rollout_batch_size)
     for group in groups:
@@ -352,7 +366,9 @@ class Both:
 """
 
 
-@pytest.mark.parametrize(("name", "num_samples"), [("flat", 4), ("nested", 4), ("deep", 8)])
+@pytest.mark.parametrize(
+    ("name", "num_samples"), [("flat", 4), ("nested", 4), ("deep", 8), ("threaded", 4)]
+)
 def test_rollout_functions_give_flat_or_nested_samples(
     place: Place, name: str, num_samples: int
 ) -> None:
