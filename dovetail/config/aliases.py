@@ -88,8 +88,6 @@ WITHOUT_EFFECT: dict[str, str] = _table(
 
 UNSUPPORTED: dict[str, str] = _table(
     {
-        "the stock multi-turn generate function": """
-            generate-max-turns generate-tool-call-parser""",
         "off-policy corrections and asynchronous rollouts": """
             use-opsm opsm-delta keep-old-actor update-weights-interval fully-async
             max-weight-staleness use-routing-replay use-rollout-routing-replay

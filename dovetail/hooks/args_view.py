@@ -11,6 +11,7 @@ from typing import Any
 from dovetail.config.aliases import ALIASES
 from dovetail.config.run import RunConfig
 from dovetail.hooks.custom_config import check_keys, custom_config
+from dovetail.hooks.eval_datasets import eval_datasets_of
 from dovetail.hooks.family_args import FACTS, FAMILY_ARGS
 
 _FALLS_BACK_TO = {
@@ -74,6 +75,7 @@ def _flat(config: RunConfig) -> dict[str, Any]:
         if values[name] is None:
             values[name] = values[other]
     values["global_batch_size"] = config.samples_per_optimizer_step
+    values["eval_datasets"] = eval_datasets_of(config)
     for foreign, alias in ALIASES.items():
         value = values[alias.leaf]
         if alias.negates:
