@@ -50,7 +50,6 @@ def flags(place: Path, run_dir: Path, *more: str) -> list[str]:
         *("--label-key", "label", "--run-dir", str(run_dir), "--num-rollout", "2"),
         *("--rollout-batch-size", "2", "--n-samples-per-prompt", "2", "--lr", "0.001"),
         *("--rollout-max-response-len", "6", "--progress", "off", "--no-use-tensorboard"),
-        "--no-check-hooks",
         *more,
     ]
 
@@ -138,9 +137,63 @@ def test_a_slime_plugin_of_two_turns_trains(place: Path, tmp_path: Path) -> None
     assert len({id(state) for state in states}) == 1
 
 
+def test_a_plugin_that_polls_its_state_sees_the_runs_abort(place: Path, tmp_path: Path) -> None:
+    file = plugin(
+        tmp_path,
+        "plugin_polls",
+        """
+        import asyncio
+
+        from slime.rollout.sglang_rollout import GenerateState
+        from slime.utils.types import Sample
+
+        SEEN = []
+
+        async def generate(args, sample, sampling_params):
+            state = GenerateState(args)
+            sample.tokens = state.tokenizer.encode(sample.prompt)
+            # Two groups are enough for a step; the two others wait for its end.
+            while sample.group_index % 4 >= 2 and sample.group_index < 4:
+                if state.aborted:
+                    SEEN.append(sample.index)
+                    sample.status = Sample.Status.ABORTED
+                    return sample
+                await asyncio.sleep(0.01)
+            sample.append_response_tokens(args, tokens=[5, 1], log_probs=[-1.0, -1.0], text="2")
+            sample.status = Sample.Status.COMPLETED
+            return sample
+        """,
+    )
+    train(
+        place,
+        tmp_path,
+        *("--custom-generate-function-path", f"{file}:generate", "--rm-type", "random"),
+        *("--over-sampling-batch-size", "4", "--partial-rollout", "--no-check-hooks"),
+    )
+    assert set(sys.modules["plugin_polls"].SEEN) == {4, 5, 6, 7}
+
+
+def test_a_python_launch_script_starts_our_training(place: Path, tmp_path: Path) -> None:
+    words = " ".join(flags(place, tmp_path / "run", "--rm-type", "random"))
+    script = plugin(
+        tmp_path,
+        "launch",
+        f"""
+        from slime.utils.external_utils.command_utils import execute_train
+
+        execute_train({words!r}, num_gpus_per_node=8, megatron_model_type="qwen3-4B")
+        """,
+    )
+    command = [sys.executable, "-m", "dovetail.compat", str(script)]
+    out = subprocess.run(command, capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    assert len(tiny.read_metrics(tmp_path / "run")) >= 2
+
+
 def test_a_second_run_of_the_process_has_a_state_of_its_own(place: Path, tmp_path: Path) -> None:
     file = plugin(tmp_path, "plugin_again", TWO_TURNS)
     words = ["--custom-generate-function-path", f"{file}:generate", "--rm-type", "random"]
+    words += ["--no-check-hooks"]
     for number in range(2):
         (tmp_path / str(number)).mkdir()
         train(place, tmp_path / str(number), *words)

@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 
-from dovetail.compat.modules import checkpoint_eval, fully_async, inference_rollout
+from dovetail.compat.modules import (
+    checkpoint_eval,
+    fully_async,
+    inference_rollout,
+    prefill,
+)
 from dovetail.compat.modules.async_buffer import (
     DataBufferConstructorInput,
     DataBufferInput,
@@ -117,6 +122,28 @@ def test_retargeted_args_point_elsewhere_and_the_old_ones_stay() -> None:
     assert (other.sglang_router_ip, other.sglang_router_port) == ("b", 2)
     assert (other.rollout_num_gpus, other.rollout_num_gpus_per_engine) == (8, 4)
     assert args.sglang_router_ip == "a"
+
+
+def test_responses_are_scored_anew_by_prefill(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, Any]] = []
+
+    async def post(url: str, body: Any, headers: Any = None) -> Any:
+        asked.append((url, body))
+        return {"meta_info": {"input_token_logprobs": [[None, 2], [-0.5, 7], [-0.25, 8]]}}
+
+    monkeypatch.setattr(prefill, "post", post)
+    score = prefill.recompute_samples_rollout_logprobs_via_prefill
+    sample = Sample(index=0, tokens=[1, 2, 7, 8], response_length=2, rollout_log_probs=[0.0, 0.0])
+    off, on = bare_args(), bare_args(recompute_logprobs_via_prefill=True)
+    asyncio.run(score(off, [sample], url="http://h/generate", sampling_params={}))
+    assert not asked and sample.rollout_log_probs == [0.0, 0.0]
+    asyncio.run(score(on, [sample], url="http://h/generate", sampling_params={"top_p": 1.0}))
+    assert [url for url, _ in asked] == ["http://h/flush_cache", "http://h/generate"]
+    assert asked[1][1]["logprob_start_len"] == 1 and asked[1][1]["input_ids"] == [1, 2, 7, 8]
+    assert sample.rollout_log_probs == [-0.5, -0.25]
+    sample.tokens[-1] = 9
+    with pytest.raises(HookRunError, match=r"expected the 2 of its response \[7, 9\]"):
+        asyncio.run(score(on, [sample], url="http://h/generate", sampling_params={}))
 
 
 def async_args(monkeypatch: pytest.MonkeyPatch, generate: Any, **values: Any) -> Any:

@@ -31,6 +31,7 @@ from dovetail.compat.modules.rm_hub import async_rm, batched_async_rm
 from dovetail.compat.modules.single_turn import answer, generate
 from dovetail.compat.modules.state import SamplingState, compute_sampling_params
 from dovetail.compat.modules.wire import abort_servers
+from dovetail.compat.modules.wire import worker_urls as get_worker_urls
 from dovetail.observe.trace import trace_span
 from dovetail.types import Sample
 from dovetail.types.family import GenerateFnInput, GenerateFnOutput
@@ -45,6 +46,7 @@ __all__ = [
     "generate_and_rm",
     "generate_and_rm_group",
     "generate_rollout_async",
+    "get_worker_urls",
     "load_generate_function",
     "run_eval_datasets",
 ]

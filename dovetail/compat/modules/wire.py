@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -117,13 +118,21 @@ def in_sglang_shape(answer: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]
     return {"text": tokenizer.decode(tokens), "output_ids": tokens, "meta_info": meta}
 
 
+async def worker_urls(args: Any) -> list[str]:
+    """Root URL of every engine behind the router of `args`; ranks of one engine count once."""
+    root, _ = server_of(args)
+    workers = (await get(f"{root}/workers"))["workers"]
+    # A rank of data-parallel engines is URL@RANK.
+    urls = [re.sub(r"@\d+$", "", str(worker["url"])) for worker in workers]
+    return list(dict.fromkeys(urls))
+
+
 async def abort_servers(args: Any) -> None:
     """Tell every engine behind the router; one that does not answer has nothing to abort."""
     root, endpoint = server_of(args)
     path = "abort_request" if endpoint == SGLANG else "abort_requests"
     try:
-        workers = (await get(f"{root}/workers"))["workers"]
-        urls = [f"{worker['url']}/{path}" for worker in workers]
+        urls = [f"{url}/{path}" for url in await worker_urls(args)]
         await asyncio.gather(*(post(url, {"abort_all": True}, max_retries=1) for url in urls))
     # What goes on generating costs time and nothing else: its tokens are not used.
     except Exception as error:
