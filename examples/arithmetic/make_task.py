@@ -17,6 +17,8 @@ from pathlib import Path
 
 CHARACTERS = "0123456789+-*="
 SPECIALS = ("<pad>", "<eos>")
+NUM_TOKENS = len(SPECIALS) + len(CHARACTERS)
+CONTEXT = 64
 NUM_HELDOUT = 512
 CARE = 0.35
 """How often the teacher carries."""
@@ -48,21 +50,33 @@ def _careless(a: int, b: int) -> int:
     return (a // 10 + b // 10) % 10 * 10 + (a + b) % 10
 
 
-def make_tokenizer(path: Path) -> None:
-    """A tokenizer of one token per character, saved as a Hugging Face directory."""
+def make_tokenizer(
+    path: Path,
+    characters: str = CHARACTERS,
+    specials: tuple[str, ...] = SPECIALS,
+    context: int = CONTEXT,
+) -> None:
+    """A tokenizer of one token per character, saved as a Hugging Face directory.
+
+    `specials` begins with the padding and the end; others are tokens of the text, e.g. tags.
+    """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocab = {token: i for i, token in enumerate((*SPECIALS, *CHARACTERS))}
+    vocab = {token: i for i, token in enumerate((*specials, *characters))}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token=None))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_tokens(list(specials[2:]))
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", model_max_length=64
+        tokenizer_object=tokenizer,
+        pad_token=specials[0],
+        eos_token=specials[1],
+        model_max_length=context,
     ).save_pretrained(path)
 
 
-def make_model(path: Path, seed: int) -> None:
+def make_model(path: Path, seed: int, num_tokens: int = NUM_TOKENS, context: int = CONTEXT) -> None:
     """A Qwen3-shaped model of 0.6 M parameters with random weights."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -71,14 +85,14 @@ def make_model(path: Path, seed: int) -> None:
     disable_progress_bar()
     torch.manual_seed(seed)
     config = Qwen3Config(
-        vocab_size=len(SPECIALS) + len(CHARACTERS),
+        vocab_size=num_tokens,
         hidden_size=128,
         intermediate_size=384,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=32,
-        max_position_embeddings=64,
+        max_position_embeddings=context,
         tie_word_embeddings=True,
         pad_token_id=0,
         bos_token_id=None,
