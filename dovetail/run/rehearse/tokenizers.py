@@ -153,7 +153,17 @@ class FileTokenizer(CharacterTokenizer):
         self.chat_template = text or known.get("chat_template") or ""
 
     def encode(self, text: str, add_special_tokens: bool = True, **_: Any) -> list[int]:
-        return list(self._inner.encode(text, add_special_tokens=add_special_tokens).ids)
+        try:
+            return list(self._inner.encode(text, add_special_tokens=add_special_tokens).ids)
+        except Exception as error:
+            if "UNK" not in str(error):
+                raise
+            # The rehearsal's texts are not the run's: a vocabulary may lack their characters.
+            known = [self._inner.token_to_id(letter) for letter in text]
+            return [
+                ord(c) % self.vocab_size if i is None else i
+                for c, i in zip(text, known, strict=True)
+            ]
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = False, **_: Any) -> str:
         ids = [token_ids] if isinstance(token_ids, int) else [int(one) for one in token_ids]
