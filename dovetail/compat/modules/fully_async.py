@@ -97,11 +97,7 @@ class Producer:
         try:
             while True:
                 await self.resumed.wait()
-                while len(active) < self.max_groups:
-                    groups = self.data_source.get_samples(1)
-                    if not groups:
-                        break
-                    active |= {asyncio.ensure_future(self._make(group)): group for group in groups}
+                self._top_up(active)
                 if not active:
                     return
                 done, _ = await asyncio.wait(active, return_when=asyncio.FIRST_COMPLETED)
@@ -109,6 +105,10 @@ class Producer:
                     await self._finished(active.pop(task), task)
         finally:
             await cancel(list(active))
+
+    def _top_up(self, active: dict[asyncio.Task[Group], Group]) -> None:
+        while len(active) < self.max_groups and (groups := self.data_source.get_samples(1)):
+            active |= {asyncio.ensure_future(self._make(group)): group for group in groups}
 
     async def _finished(self, prompts: Group, task: asyncio.Task[Group]) -> None:
         error = task.exception()

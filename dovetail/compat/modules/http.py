@@ -73,19 +73,20 @@ async def wait_http_ok(
         TimeoutError: it did not within `timeout` seconds.
     """
     method, body = ("get", {}) if json_payload is None else ("post", {"json": json_payload})
-    limit = aiohttp.ClientTimeout(total=request_timeout)
+    body["timeout"] = aiohttp.ClientTimeout(total=request_timeout)
     end = time.monotonic() + timeout
-    while True:
-        try:
-            async with _session().request(method, url, timeout=limit, **body) as answer:
-                last = f"status {answer.status}"
-                if answer.status == 200:
-                    return
-        except (aiohttp.ClientError, OSError) as error:
-            last = repr(error)
+    while (state := await _state(method, url, body)) != "status 200":
         if time.monotonic() >= end:
-            raise TimeoutError(f"{url} is not ready after {timeout:g} s: {last}")
+            raise TimeoutError(f"{url} is not ready after {timeout:g} s: {state}")
         await asyncio.sleep(min(_POLL_S, timeout))
+
+
+async def _state(method: str, url: str, body: dict[str, Any]) -> str:
+    try:
+        async with _session().request(method, url, **body) as answer:
+            return f"status {answer.status}"
+    except (aiohttp.ClientError, OSError) as error:
+        return repr(error)
 
 
 def init_http_client(args: Any = None, *, concurrency: int | None = None) -> None:
