@@ -68,7 +68,7 @@ def _asked(args: Any, tokenizer: Any, dataset: Any) -> list[tuple[Sample, dict[s
     sampling = _sampling(args, dataset)
     asked: list[tuple[Sample, dict[str, Any]]] = []
     for prototype in _prompts(args, tokenizer, dataset):
-        for n in range(getattr(dataset, "n_samples_per_eval_prompt", 1)):
+        for n in range(getattr(dataset, "n_samples_per_eval_prompt", None) or 1):
             sample = copy.deepcopy(prototype)
             sample.index = len(asked)
             sample.metadata = _metadata(dataset, sample.metadata)
@@ -84,18 +84,22 @@ def _asked(args: Any, tokenizer: Any, dataset: Any) -> list[tuple[Sample, dict[s
 def _sampling(args: Any, dataset: Any) -> dict[str, Any]:
     params = compute_sampling_params(
         args,
-        temperature=dataset.temperature,
-        top_p=dataset.top_p,
-        top_k=dataset.top_k,
-        max_new_tokens=dataset.max_response_len,
+        temperature=_first(dataset, args, "temperature", 1.0),
+        top_p=_first(dataset, args, "top_p", 1.0),
+        top_k=_first(dataset, args, "top_k", -1),
+        max_new_tokens=_first(dataset, args, "max_response_len", 1024),
     )
     optional = ("stop", "stop_token_ids", "skip_special_tokens", "no_stop_trim")
     more = ("repetition_penalty", "min_new_tokens")
-    for name in (*optional, *more):
-        value = getattr(dataset, name, None)
-        if value is not None:
-            params[name] = value
-    return params
+    given = {name: getattr(dataset, name, None) for name in (*optional, *more)}
+    return {**params, **_set(given)}
+
+
+def _first(dataset: Any, args: Any, name: str, default: Any) -> Any:
+    """The set's own value, else that of evaluation, else that of training."""
+    places = ((dataset, name), (args, f"eval_{name}"), (args, f"rollout_{name}"))
+    values = (getattr(owner, leaf, None) for owner, leaf in places)
+    return next((value for value in values if value is not None), default)
 
 
 def _metadata(dataset: Any, metadata: dict[str, Any]) -> dict[str, Any]:
