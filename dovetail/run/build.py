@@ -124,10 +124,7 @@ class Parts:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.args = ArgsView(config)
-        self.args.learn(eval_datasets=eval_sets(config))
-        self.hooks: dict[str, BoundHook] = bind_hooks(
-            config.hooks, self.args, hook_owners(config)
-        )
+        self.hooks: dict[str, BoundHook] = bind_hooks(config.hooks, self.args, hook_owners(config))
         self._bound: dict[tuple[str, str], BoundHook] = {}
         self._bind_those_of_eval_sets()
         self.plan: Plan = plan(config.runtime, config.model, has_cuda=torch.cuda.is_available())
@@ -192,7 +189,8 @@ class Parts:
 
     @cached_property
     def source(self) -> DataSource | None:
-        """Prompts, or under SFT finished samples; None when saved samples are replayed."""
+        """Prompts, or under SFT finished samples; None when saved samples are replayed, or when
+        nothing is trained on."""
         return make_source(self) if self.replay is None else None
 
     @cached_property
