@@ -92,6 +92,10 @@ class PromptSet(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self._prompts)
 
+    def __deepcopy__(self, memory: dict[int, Any]) -> PromptSet:
+        # Nothing in it ever changes, and a user's source around it is copied at each step.
+        return self
+
     @overload
     def __getitem__(self, index: int) -> Sample: ...
     @overload

@@ -60,20 +60,26 @@ class UserSource:
             self._call("load", rollout_id)
 
     def snapshot(self) -> dict[str, Any]:
-        """Its attributes as they are now; what can't be copied is shared.
+        """Its attributes as they are now; args, tokenizers and what can't be copied are shared.
 
         Samples are copied too, so that putting the snapshot back undoes what happened to them.
         """
         own = vars(self.source) if hasattr(self.source, "__dict__") else {}
-        memory: dict[int, Any] = {}
+        memory = self._shared(own)
         return {name: _copied(value, memory) for name, value in own.items()}
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
         """Make it again what it was at `snapshot`."""
         if hasattr(self.source, "__dict__"):
             self.source.__dict__.clear()
-            memory: dict[int, Any] = {}
+            memory = self._shared(snapshot)
             self.source.__dict__.update({k: _copied(v, memory) for k, v in snapshot.items()})
+
+    def _shared(self, attributes: Mapping[str, Any]) -> dict[int, Any]:
+        """What a copy keeps as it is, by id: the run tells args more as it goes, and a tokenizer
+        takes longer to copy than a step's samples."""
+        kept = [v for v in attributes.values() if hasattr(v, "encode") and hasattr(v, "decode")]
+        return {id(value): value for value in (self._invoke.args, *kept)}
 
     def __len__(self) -> int:
         return len(self.source)

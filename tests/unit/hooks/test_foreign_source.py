@@ -83,6 +83,23 @@ def test_a_snapshot_undoes_what_an_interrupted_rollout_did():
     assert source.buffer[0][0].response == "old"
 
 
+def test_args_and_tokenizers_stay_the_same_objects():
+    class Tokenizer:
+        def encode(self, text): ...
+
+        def decode(self, ids): ...
+
+    class Keeping(Family):
+        def __init__(self, args):
+            super().__init__(args)
+            self.args, self.tokenizer = args, Tokenizer()
+
+    source = made(Keeping)
+    tokenizer = source.tokenizer
+    source.restore(source.snapshot())
+    assert source.args is ARGS and source.tokenizer is tokenizer
+
+
 @pytest.mark.parametrize("wrong", [None, [Sample()], [[]], [[1]], "text"])
 def test_prompts_must_be_groups_of_samples(wrong):
     class Wrong(Family):
