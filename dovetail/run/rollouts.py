@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from dovetail.run.build import Parts
 
 
-def make_source(parts: Parts) -> DataSource:
-    """Prompts, or under SFT finished samples: the user's source, or the built-in one."""
+def make_source(parts: Parts) -> DataSource | None:
+    """Prompts, or under SFT finished samples: the user's source, or the built-in one. None where
+    nothing gives prompts: evaluation alone needs none."""
     config = parts.config
     default = functools.partial(
         build_source,
@@ -37,16 +38,17 @@ def make_source(parts: Parts) -> DataSource:
         sft=config.is_sft,
     )
     hook = parts.hooks.get("data_source")
-    if hook is None and config.data.prompt_data is None and "rollout_function" in parts.hooks:
-        # The user's function brings its prompts; the family's source gives it empty samples.
-        return RolloutDataSourceWithBuffer(parts.args)
-    if hook is None:
+    if hook is not None:
+        call = DataSourceCall(
+            args=parts.args, default=default, tokenizer=parts.models.tokenizer, config=config.data
+        )
+        source: DataSource = hook(call)
+        return source
+    if config.data.prompt_data is not None:
         return default()
-    call = DataSourceCall(
-        args=parts.args, default=default, tokenizer=parts.models.tokenizer, config=config.data
-    )
-    source: DataSource = hook(call)
-    return source
+    # A rollout function may bring its prompts; the family's source gives it empty samples.
+    by_function = "rollout_function" in parts.hooks
+    return RolloutDataSourceWithBuffer(parts.args) if by_function else None
 
 
 def make_collect(parts: Parts, reporter: Reporter) -> Collect:
@@ -166,18 +168,10 @@ def _rollout_call(
     return RolloutCall(
         rollout_id,
         evaluation=evaluation,
-        data_source=_source_for(parts, evaluation),
+        data_source=parts.source,
         engine=parts.engine if parts.samples else None,
         tokenizer=parts.models.tokenizer,
         scorer=parts.scorer if parts.samples else None,
         default=default,
         weight_version=rollout_id,
     )
-
-
-def _source_for(parts: Parts, evaluation: bool) -> DataSource | None:
-    """Evaluation alone needs no prompts to train on."""
-    given = parts.config.data.prompt_data is not None or (
-        {"data_source", "rollout_function"} & parts.hooks.keys()
-    )
-    return parts.source if given or not evaluation else None

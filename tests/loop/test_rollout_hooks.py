@@ -204,6 +204,33 @@ def log_step(rollout_id, args, samples, extra, seconds):
     assert _calls(place) == [[0, [0, 1, 2, 3], ["rollout/reward"]]]
 
 
+def test_evaluation_alone_calls_the_users_functions_too(place: Place) -> None:
+    file = _user(
+        place,
+        """
+def evaluate(args, rollout_id, data_source, evaluation=False):
+    note("eval", rollout_id, evaluation, data_source)
+    return {"mine": {"rewards": [1, 0], "truncated": [False, False]}}
+
+
+def log_eval(rollout_id, args, data, extra_metrics):
+    note("log", data["mine"]["rewards"])
+    extra_metrics["eval/mine/best"] = 1
+""",
+    )
+    flags = place.flags(
+        eval_function_path=f"{file}:evaluate",
+        custom_eval_rollout_log_function_path=f"{file}:log_eval",
+        eval_prompt_data=["held", f"{place.shared / 'rows.jsonl'}@[0:2]"],
+        prompt_data=None,
+        check_hooks=False,
+    )
+    assert main(["eval", *flags]) == 0
+    assert _calls(place) == [["eval", 0, True, None], ["log", [1, 0]]]
+    (row,) = read_metrics(place.run_dir)
+    assert row["eval/mine/reward"] == 0.5 and row["eval/mine/best"] == 1
+
+
 def test_a_set_has_its_own_generate_function(place: Place) -> None:
     file = _user(
         place,
