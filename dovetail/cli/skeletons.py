@@ -178,6 +178,7 @@ _RAW: dict[str, str] = {
                 "rewards": [float(sample.get_reward_value(args)) for sample in samples],
                 "loss_masks": masks,
                 "sample_indices": [sample.index for sample in samples],
+                "rollout_log_probs": [sample.rollout_log_probs for sample in samples],
             }
         """,
     "rollout_data_postprocess": """

@@ -93,10 +93,10 @@ def make_router(parts: Parts, bound: list[BoundHook]) -> RouterServer | None:
     server = RouterServer(
         bridge,
         parts.config.router.router_port,
-        middleware=[_maker(hook) for hook in every],
+        middleware=[middleware_maker(hook) for hook in every],
         args=parts.args,
     )
-    _learn_address(parts.args, server)
+    learn_address(parts.args, server)
     return server
 
 
@@ -104,7 +104,7 @@ def _vocab_size(model: Any) -> int:
     return int(model.config.get_text_config().vocab_size)
 
 
-def _maker(hook: BoundHook) -> Callable[[Any, Any], Any]:
+def middleware_maker(hook: BoundHook) -> Callable[[Any, Any], Any]:
     """A class is constructed; a function becomes a dispatch."""
     if hook.form.makes:
         return hook.native
@@ -113,7 +113,7 @@ def _maker(hook: BoundHook) -> Callable[[Any, Any], Any]:
     return lambda app, router: BaseHTTPMiddleware(app, dispatch=hook.native)
 
 
-def _learn_address(args: ArgsView, server: RouterServer) -> None:
+def learn_address(args: ArgsView, server: RouterServer) -> None:
     """Tell users' functions, in every family's words."""
     for name in ("sglang_router", "vllm_router", "router"):
         args.learn(**{f"{name}_ip": server.host, f"{name}_port": server.port})

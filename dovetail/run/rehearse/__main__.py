@@ -27,8 +27,9 @@ def main(reply_fd: int, dump_fd: int) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.path[:] = request["sys_path"]
     # What our own parts would tell the log of a run is no output of the user's.
-    logging.getLogger("dovetail").addHandler(logging.NullHandler())
-    logging.getLogger("dovetail").propagate = False
+    for name in ("dovetail", "uvicorn"):
+        logging.getLogger(name).addHandler(logging.NullHandler())
+        logging.getLogger(name).propagate = False
 
     def say(**message: Any) -> None:
         sys.stdout.flush()

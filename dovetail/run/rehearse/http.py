@@ -1,18 +1,30 @@
-"""The stand-in engine behind the generation server, for functions that post to the router."""
+"""The stand-in engine behind the generation server: for functions that post to the router, and for
+middleware that stands before it."""
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import json
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from dovetail.hooks import BoundHook, bind
 from dovetail.run.rehearse.stage import Stage
+from dovetail.run.rehearse.tokenizers import tokenizer_of
+from dovetail.run.rehearse.verdict import Fault
 from dovetail.run.rehearse.world import WrittenEngine
+from dovetail.run.serving import MIDDLEWARE, learn_address, middleware_maker
+from dovetail.types import DovetailError
 
 _SIGNS = ("router_ip", "router_port", "get_model_url", "sglang_rollout", "vllm_rollout", "http_u")
 _CONTEXT = 8192
+_WAIT_S = 60.0
+"""Longer than any limit of a rehearsal: a request never ends it."""
 
 
 @contextmanager
@@ -21,6 +33,45 @@ def served(stage: Stage, engine: WrittenEngine, tokenizer: Any) -> Iterator[None
     if not _may_ask(stage):
         yield
         return
+    with _server(stage, engine, tokenizer, _middleware_of(stage)):
+        yield
+
+
+def middleware(hook: BoundHook, stage: Stage) -> None:
+    """A request of SGLang's form goes through it and back."""
+    tokenizer = tokenizer_of(stage.config)
+    engine = WrittenEngine(tokenizer, ["The answer is 4."])
+    with _server(stage, engine, tokenizer, [hook]) as url:
+        request = {"text": "What is 2 + 2?", "sampling_params": {"max_new_tokens": 64}}
+        status, answer = stage.call(asyncio.to_thread, _post, f"{url}/generate", request)
+    if status != 200:
+        raise Fault(f"a request to /generate through it ends with status {status}: {answer:.200}")
+    try:
+        known = json.loads(answer)
+    except ValueError:
+        raise Fault(f"a request through it is answered with no JSON: {answer:.200}") from None
+    if not isinstance(known, dict) or "text" not in known:
+        raise Fault(f"a request through it is answered without 'text': {answer:.200}")
+
+
+def _post(url: str, request: dict[str, Any]) -> tuple[int, str]:
+    body = json.dumps(request).encode()
+    headers = {"Content-Type": "application/json"}
+    asked = urllib.request.Request(url, body, headers)
+    # Not by a proxy of the environment: the server is on this machine.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(asked, timeout=_WAIT_S) as answer:
+            return int(answer.status), answer.read().decode(errors="replace")
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode(errors="replace")
+
+
+@contextmanager
+def _server(
+    stage: Stage, engine: WrittenEngine, tokenizer: Any, hooks: list[BoundHook]
+) -> Iterator[str]:
+    # They take a while to import: only rehearsals that serve wait for them.
     from dovetail.router.bridge import Bridge
     from dovetail.router.server import RouterServer
 
@@ -30,14 +81,26 @@ def served(stage: Stage, engine: WrittenEngine, tokenizer: Any) -> Iterator[None
         model=str(stage.config.model.hf_checkpoint or "rehearsal"),
         limits=lambda: (_CONTEXT, None),
     )
-    server = RouterServer(bridge)
-    for name in ("sglang_router", "vllm_router", "router"):
-        stage.args.learn(**{f"{name}_ip": server.host, f"{name}_port": server.port})
+    makers = [middleware_maker(hook) for hook in hooks]
+    server = RouterServer(bridge, middleware=makers, args=stage.args)
+    learn_address(stage.args, server)
     server.start(stage.loop)
     try:
-        yield
+        yield server.url
     finally:
         server.close()
+
+
+def _middleware_of(stage: Stage) -> list[BoundHook]:
+    """That of the run: functions may rely on what it adds. One that can't be loaded is told of by
+    its own verdict."""
+    found = []
+    for path in stage.config.hooks.router_middleware_paths:
+        try:
+            found.append(bind(MIDDLEWARE, path, stage.args))
+        except DovetailError:
+            return []
+    return found
 
 
 def _may_ask(stage: Stage) -> bool:

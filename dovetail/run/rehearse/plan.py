@@ -10,6 +10,7 @@ from dovetail.config.leaves import leaves
 from dovetail.config.run import RunConfig
 from dovetail.hooks import HOOKS
 from dovetail.run.rehearse.parent import rehearse
+from dovetail.run.rehearse.table import row_of
 from dovetail.run.rehearse.verdict import Item, Outcome, Verdict
 from dovetail.types import HookError
 
@@ -69,7 +70,7 @@ def rehearse_hooks(config: RunConfig) -> None:
 
 def _is_used(item: Item, config: RunConfig) -> bool:
     spec = next(spec for spec in HOOKS if spec.slot == item.slot)
-    if registered_here(item):
+    if row_of(item.slot) is None or registered_here(item):
         return False
     if config.train_only:
         return spec.process == "trainer" or spec.stage == "batch"

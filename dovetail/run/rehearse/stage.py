@@ -17,7 +17,7 @@ from dovetail.hooks import BoundHook
 from dovetail.hooks.load import blame
 from dovetail.run.rehearse.parent import told
 from dovetail.run.rehearse.stuck import is_users, live_stacks, standstill
-from dovetail.run.rehearse.verdict import Fault, Hung, NotInRehearsal, Outcome, Unjudged
+from dovetail.run.rehearse.verdict import Fault, NotInRehearsal, Outcome, Unjudged
 from dovetail.types import DovetailError, HookRunError
 
 _SERVICES = frozenset(
@@ -65,6 +65,8 @@ class Stage:
         self.home = ""
         self.source = ""
         self.loop = asyncio.new_event_loop()
+        self.is_late = False
+        """A call did not come back in time: no second one is waited for."""
         self.made_up = True
         """Inputs are invented, not rows of the run's data."""
         self.missing: list[str] = []
@@ -120,9 +122,9 @@ class Stage:
         for name, value in inputs.items():
             try:
                 good[name] = function(value)
-            except Hung:
-                raise
             except (Fault, Unjudged) as failure:
+                if self.is_late:
+                    raise
                 failures[name] = failure
         if not good and failures:
             faults = [one for one in failures.values() if isinstance(one, Fault)]
@@ -137,11 +139,12 @@ class Stage:
             await asyncio.wait({task}, timeout=self.timeout_s)
             if task.done():
                 return task.result()
-            stuck = standstill(live_stacks(self.loop), self.home)
+            stuck = standstill(live_stacks(), self.home)
             outcome, message = told(stuck, self.timeout_s, "it is called")
             task.cancel()
             await asyncio.wait({task}, timeout=_CANCEL_S)
-            judged = Hung(message) if outcome is Outcome.FAULT else Unjudged(message)
+            self.is_late = True
+            judged = Fault(message) if outcome is Outcome.FAULT else Unjudged(message)
             raise judged if task.done() else Lost(judged)
 
         return self.loop.run_until_complete(outer())
@@ -237,7 +240,7 @@ def _outside(error: BaseException | None) -> bool:
 
 def _from_environ(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and frames[-1].filename == os.__file__
+    return bool(frames) and frames[-1].filename in (os.__file__, "<frozen os>")
 
 
 def _short(message: str) -> str:

@@ -3,12 +3,13 @@ something outside."""
 
 from __future__ import annotations
 
-import asyncio
+import gc
 import inspect
 import re
 import sys
 import sysconfig
 import threading
+import types
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -113,43 +114,39 @@ def read_dump(text: str) -> list[list[Frame]]:
     return [stack for _, stack in sorted(stacks, key=lambda pair: pair[0])]
 
 
-def live_stacks(loop: asyncio.AbstractEventLoop) -> list[list[Frame]]:
-    """The stacks of this process: tasks of `loop` (newest first), then other threads."""
-    tasks = sorted(asyncio.all_tasks(loop), key=_number, reverse=True)
-    stacks = [_awaiting(task.get_coro()) for task in tasks]
+def live_stacks() -> list[list[Frame]]:
+    """The stacks of this process: coroutines that wait (the longest chain of awaits first, whoever
+    drives it), then other threads."""
+    waiting = [_awaiting(one) for one in gc.get_objects() if _is_suspended(one)]
     here = threading.get_ident()
     frames = sys._current_frames()
-    return stacks + [_stack(frame) for ident, frame in frames.items() if ident != here]
+    return [
+        *sorted(waiting, key=len, reverse=True),
+        *(_stack(frame) for ident, frame in frames.items() if ident != here),
+    ]
 
 
-def _number(task: asyncio.Task[Any]) -> int:
-    digits = re.search(r"(\d+)$", task.get_name())
-    return int(digits[1]) if digits else 0
+def _is_suspended(found: Any) -> bool:
+    # By its type: looking into any other object could run code of its own.
+    return type(found) is types.CoroutineType and (
+        inspect.getcoroutinestate(found) == inspect.CORO_SUSPENDED
+    )
 
 
 def _awaiting(coroutine: Any) -> list[Frame]:
-    """The frames from what a task runs down to what it waits for, innermost first."""
+    """The frames from a coroutine down to what it waits for, innermost first."""
     frames = []
     while coroutine is not None:
         frame = _first(coroutine, "cr_frame", "gi_frame", "ag_frame")
         if frame is not None:
             frames.append(_frame(frame))
-        inner = _first(coroutine, "cr_await", "gi_yieldfrom", "ag_await")
-        coroutine = _driven(frame) if inner is None else inner
+        coroutine = _first(coroutine, "cr_await", "gi_yieldfrom", "ag_await")
     return frames[::-1]
 
 
 def _first(owner: Any, *names: str) -> Any:
     values = (getattr(owner, name, None) for name in names)
     return next((value for value in values if value is not None), None)
-
-
-def _driven(frame: FrameType | None) -> Any:
-    """The coroutine that one of our own frames drives by hand, so that nothing awaits it."""
-    if frame is None or not frame.f_code.co_filename.startswith(_OURS):
-        return None
-    held = [value for value in frame.f_locals.values() if inspect.iscoroutine(value)]
-    return next((one for one in held if one.cr_frame not in (None, frame)), None)
 
 
 def _stack(frame: FrameType | None) -> list[Frame]:

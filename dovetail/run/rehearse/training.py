@@ -183,6 +183,8 @@ def _columns(rows: list[TrainRow], *, advantages: bool) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     for name in ("log_probs", "ref_log_probs"):
         data[name] = [-torch.rand(row.response_length, generator=generator) - 0.1 for row in rows]
+    # A conversion may leave the engine's out; whoever needs them is told so by the run.
+    data.setdefault("rollout_log_probs", [value - 0.01 for value in data["log_probs"]])
     pairs = zip(data["log_probs"], data["ref_log_probs"], strict=True)
     data["kl"] = [ours - theirs for ours, theirs in pairs]
     if advantages:

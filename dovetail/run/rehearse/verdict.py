@@ -69,10 +69,6 @@ class Fault(Exception):
     """The hook breaks its contract; the message says how."""
 
 
-class Hung(Fault):
-    """It does not come back."""
-
-
 class Unjudged(Exception):
     """Whether the hook keeps its contract can't be told here; the message says why."""
 

@@ -1,0 +1,199 @@
+"""`dovetail hooks check` and `dovetail train` name what is wrong with a function before anything is
+loaded; what is right passes."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from dovetail.cli.hooks_new import body, defined
+from dovetail.cli.main import main
+from dovetail.hooks import HOOKS
+from dovetail.types.errors import UsageError
+from tests.loop.wrong_hooks import CRASHES, WRONG, Wrong
+
+_SECONDS = re.compile(r"([\d.]+) s\)$", re.MULTILINE)
+_IMPORT_S = 15.0
+"""Importing torch, which is not part of a hook's own time, on a busy machine."""
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.name)
+def test_check_names_what_is_wrong_within_seconds_and_exits_with_1(
+    wrong: Wrong, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["hooks", "check", wrong.flag, wrong.write(tmp_path), *wrong.flags])
+    out = capsys.readouterr().out
+    assert code == 1, out
+    assert out.startswith(f"FAIL  {wrong.flag} ") and out.endswith("1 hook: 1 failed\n")
+    for words in wrong.says:
+        assert words in out
+    (seconds,) = map(float, _SECONDS.findall(out))
+    assert seconds < (5.0 if wrong in CRASHES else _IMPORT_S)
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.name)
+def test_train_refuses_the_same_before_it_loads_the_model(
+    wrong: Wrong, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A directory that no model loads from: reaching it is another message.
+    model = tmp_path / "model"
+    model.mkdir()
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"input": "1+1=", "label": "2"}\n' * 4, encoding="utf-8")
+    argv = ["train", "--hf-checkpoint", str(model), "--prompt-data", str(rows)]
+    argv += ["--label-key", "label", "--num-rollout", "1", "--device", "cpu", "--progress", "off"]
+    argv += ["--n-samples-per-prompt", "4", "--run-dir", str(tmp_path / "run")]
+    argv += ["--hook-check-timeout-s", "1"]
+    argv += [] if wrong.slot == "custom_rm" else ["--rm-type", "math"]
+    code = main([*argv, wrong.flag, wrong.write(tmp_path), *wrong.flags])
+    err = capsys.readouterr().err
+    assert code == 2, err
+    assert "config.json" not in err and str(model) not in err
+    assert wrong.flag in err and "Traceback" not in err
+    for words in wrong.says:
+        assert words in err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("form", ["native", "slime", "vime", "miles"])
+def test_what_new_writes_passes_check_in_the_form_of_every_family(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = []
+    for spec in HOOKS:
+        try:
+            name = defined(body(spec, form))
+        except UsageError:
+            assert not any(form in one.families for one in spec.forms)
+            continue
+        file = tmp_path / f"{spec.slot}.py"
+        assert main(["hooks", "new", spec.flag, "--form", form, str(file)]) == 0
+        assert max(map(len, file.read_text(encoding="utf-8").splitlines())) <= 100
+        flags += [spec.flag, f"{file}:{name}"]
+    capsys.readouterr()
+    code = main(["hooks", "check", *flags])
+    out = capsys.readouterr().out
+    assert code == 0, out
+    assert f"{len(flags) // 2} hooks: {len(flags) // 2} ok\n" in out and "FAIL" not in out
+
+
+def test_every_example_of_the_table_passes_check(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = []
+    for spec in HOOKS:
+        file = tmp_path / f"{spec.slot}.py"
+        file.write_text(spec.example, encoding="utf-8")
+        flags += [spec.flag, f"{file}:{spec.example_name}"]
+    assert main(["hooks", "check", *flags]) == 0, capsys.readouterr().out
+
+
+def test_one_verdict_follows_another_after_hooks_that_hang_exit_and_crash(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mixed.py").write_text(
+        "import os, time\n"
+        "def sleeps(sample):\n    time.sleep(60)\n"
+        "def exits(args, group):\n    os._exit(1)\n"
+        "def good(args, sample):\n    print('seen', sample.index)\n",
+        encoding="utf-8",
+    )
+    path = f"{tmp_path}/mixed.py"
+    flags = ["--custom-rm-path", f"{path}:sleeps", "--dynamic-sampling-filter-path"]
+    flags += [f"{path}:exits", "--rollout-sample-hook-path", f"{path}:good"]
+    assert main(["hooks", "check", *flags, "--hook-check-timeout-s", "0.5"]) == 1
+    out = capsys.readouterr().out
+    assert out.count("FAIL") == 2 and "ok    --rollout-sample-hook-path" in out
+    assert "printed: seen 0" in out
+    assert out.endswith("3 hooks: 1 ok, 2 failed\n")
+
+
+def test_the_first_rows_of_the_data_are_the_inputs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"input": "2+3=", "label": {"tests": ["5"]}, "metadata": {"level": 3}}
+    data = tmp_path / "data.jsonl"
+    # The broken last line is not reached: a check must not read a large file to its end.
+    data.write_text((json.dumps(row) + "\n") * 6 + "{\n", encoding="utf-8")
+    reward = tmp_path / "reward.py"
+    reward.write_text(
+        "def reward(sample):\n"
+        "    assert sample.prompt == '2+3=' and sample.label['tests'] == ['5']\n"
+        "    return sample.metadata['level']\n",
+        encoding="utf-8",
+    )
+    flags = ["--custom-rm-path", f"{reward}:reward"]
+    assert main(["hooks", "check", *flags, "--prompt-data", str(data), "--label-key", "label"]) == 0
+    assert capsys.readouterr().out.startswith("ok ")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("return sample.metadata['level']", "sample.metadata['level']"),
+        ("return float(sample.label['tests'][0])", "--prompt-data"),
+        ("raise ConnectionRefusedError('judge is down')", "judge is down"),
+        ("return os.environ['JUDGE_TOKEN']", "JUDGE_TOKEN"),
+        ("subprocess.run(['sleep', '60'])", "another process"),
+        ("open('/no/such/table.json')", "/no/such/table.json"),
+    ],
+)
+def test_what_only_the_real_thing_has_is_no_fault(
+    line: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reward = tmp_path / "reward.py"
+    reward.write_text(f"import os, subprocess\ndef reward(sample):\n    {line}\n", encoding="utf-8")
+    flags = ["--custom-rm-path", f"{reward}:reward", "--hook-check-timeout-s", "0.5"]
+    assert main(["hooks", "check", *flags]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("?     --custom-rm-path") and says in out
+    assert "1 could not be judged" in out
+
+
+def test_a_reward_that_fails_on_some_inputs_passes_with_a_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reward = tmp_path / "reward.py"
+    reward.write_text(
+        "def reward(sample):\n    return float(len(sample.response.split()[0]))\n", encoding="utf-8"
+    )
+    assert main(["hooks", "check", "--custom-rm-path", f"{reward}:reward"]) == 0
+    out = capsys.readouterr().out
+    assert "note: an empty response: raises IndexError" in out and "reward.py:2" in out
+
+
+def test_check_without_a_hook_is_asked_wrongly(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["hooks", "check"]) == 2
+    assert "--custom-rm-path reward.py:reward" in capsys.readouterr().err
+    assert main(["hooks", "check", "--custom-rm-pth", "x.py:f"]) == 2
+    assert "did you mean --custom-rm-path?" in capsys.readouterr().err
+
+
+def test_check_reads_hooks_from_a_run_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reward = tmp_path / "reward.py"
+    reward.write_text("def reward(sample):\n    return 0.5\n", encoding="utf-8")
+    run = tmp_path / "run.toml"
+    run.write_text(f'[hooks]\ncustom_rm_path = "{reward}:reward"\n', encoding="utf-8")
+    assert main(["hooks", "check", str(run)]) == 0
+    assert f"{reward}:1, called as (sample)" in capsys.readouterr().out
+
+
+def test_new_overwrites_nothing_and_knows_forms_and_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("precious = 1\n", encoding="utf-8")
+    assert main(["hooks", "new", "custom_rm", str(file)]) == 2
+    assert "overwrites nothing" in capsys.readouterr().err
+    assert file.read_text(encoding="utf-8") == "precious = 1\n"
+    assert main(["hooks", "new", "custom_rn", str(tmp_path / "a.py")]) == 2
+    assert "did you mean 'custom_rm'?" in capsys.readouterr().err
+    assert main(["hooks", "new", "custom_rm", "--form", "verl"]) == 2
+    assert "expected one of native, slime, vime, miles" in capsys.readouterr().err
+    assert main(["hooks", "new", "custom_rm", str(tmp_path / "a.txt")]) == 2
+    assert main(["hooks", "new"]) == 2
