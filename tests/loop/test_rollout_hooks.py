@@ -12,6 +12,7 @@ import pytest
 
 from dovetail.cli.main import main
 from tests.loop.good_run import Place, make_shared
+from tests.loop.same import assert_same_run, source_state
 from tests.loop.tiny import read_metrics
 
 COMMON = """
@@ -500,3 +501,45 @@ def keep(args, group):
     assert main(argv) == 0
     assert 0 not in {s["group_index"] for s in _samples(place, 1)}
     assert [s["group_index"] for s in _samples(place, 2)][:2] == [0, 0]
+
+
+def test_a_subclass_of_the_familys_source_goes_on_exactly_with_its_buffer(place: Place) -> None:
+    file = _user(
+        place,
+        """
+from slime.rollout.data_source import RolloutDataSourceWithBuffer
+
+
+class Counting(RolloutDataSourceWithBuffer):
+    def get_samples(self, num_samples):
+        self.update_metadata({"asked": self.get_metadata().get("asked", 0) + num_samples})
+        note("buffer", self.get_buffer_length())
+        return super().get_samples(num_samples)
+
+
+def keep(group):
+    return len({sample.reward for sample in group}) > 1
+""",
+    )
+    flags: dict[str, object] = {
+        "data_source_path": f"{file}:Counting",
+        "dynamic_sampling_filter_path": f"{file}:keep",
+        "n_samples_per_prompt": 4,
+        "over_sampling_batch_size": 6,
+        "partial_rollout": True,
+        "rollout_max_response_len": 24,
+        "rollout_shuffle": True,
+        "save_interval": 2,
+    }
+    whole, parts = place.own / "whole", place.own / "parts"
+    assert main(_train(place, **flags, num_rollout=4, run_dir=whole)) == 0
+    assert any(call[1] > 0 for call in _calls(place))
+    assert main(_train(place, **flags, num_rollout=2, run_dir=parts)) == 0
+    assert source_state(parts)["buffer"]
+    assert main(_train(place, **flags, num_rollout=4, run_dir=None, load=parts)) == 0
+    assert_same_run(whole, parts)
+    assert source_state(parts)["metadata"]["asked"] >= 8
+    assert sorted(path.name for path in (parts / "checkpoints" / "rollout").iterdir()) == [
+        "global_dataset_state_dict_1.pt",
+        "global_dataset_state_dict_3.pt",
+    ]
