@@ -12,7 +12,7 @@ from dovetail.config.aliases import ALIASES
 from dovetail.config.run import RunConfig
 from dovetail.hooks.custom_config import check_keys, custom_config
 from dovetail.hooks.eval_datasets import eval_datasets_of
-from dovetail.hooks.family_args import FACTS, FAMILY_ARGS
+from dovetail.hooks.family_args import FACTS, FAMILY_ARGS, SETTABLE
 
 _FALLS_BACK_TO = {
     "over_sampling_batch_size": "rollout_batch_size",
@@ -53,9 +53,10 @@ class ArgsView(argparse.Namespace):
             known = copy.deepcopy({**FAMILY_ARGS, **FACTS}) | _flat(config)
             self.__dict__.update(known)
             own = config.hooks.plugin_args
-            check_keys(own, "plugin_args (TOML: hooks.plugin_args)", known)
+            taken = (known.keys() - SETTABLE) | own.keys()
+            check_keys(own, "plugin_args (TOML: hooks.plugin_args)", known.keys() - SETTABLE)
             self.__dict__.update(copy.deepcopy(own))
-            self.__dict__.update(custom_config(config.hooks.custom_config_path, self.__dict__))
+            self.__dict__.update(custom_config(config.hooks.custom_config_path, taken))
         self.__dict__.update(facts)
 
     def learn(self, **facts: Any) -> None:

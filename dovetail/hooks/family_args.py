@@ -20,6 +20,21 @@ FACTS: dict[str, Any] = {
 }
 """Known only while a run is going on: until then, these."""
 
+SETTABLE = frozenset(
+    {
+        "max_weight_staleness",
+        "async_max_concurrent_samples",
+        "async_data_buffer_capacity_factor",
+        "async_unused_samples_handler",
+        "sglang_tool_call_parser",
+        "sglang_reasoning_parser",
+        "vllm_tool_call_parser",
+        "vllm_reasoning_parser",
+    }
+)
+"""Those of FAMILY_ARGS that only rollout and generate functions read: a custom config may set
+them."""
+
 FAMILY_ARGS: dict[str, Any] = {
     # placement: one device is one GPU of theirs
     "actor_num_nodes": 1,

@@ -266,7 +266,11 @@ class Sample:
         """Take status, weight version and counters from an engine's `meta_info` (SGLang form)."""
         self.spec_info.add(meta_info)
         self.prefix_cache_info.add(meta_info)
-        if meta_info.get("weight_version") is not None:
+        spans = meta_info.get("weight_version_spans")
+        if spans:
+            # Weights may change under a long response: our server names each version in it.
+            self.weight_versions += [str(version) for version, *_ in spans]
+        elif meta_info.get("weight_version") is not None:
             self.weight_versions.append(str(meta_info["weight_version"]))
         reason = meta_info.get("finish_reason")
         if isinstance(reason, Mapping):

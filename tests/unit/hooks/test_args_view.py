@@ -102,6 +102,9 @@ def test_keys_of_the_custom_config_are_attributes(tmp_path):
     assert copy.deepcopy(custom(file)).max_turns == 3
     file.write_text("")
     assert not hasattr(custom(file), "max_turns")
+    # A setting that only rollout functions read, and that no flag of ours stands for.
+    file.write_text("max_weight_staleness: 4\n")
+    assert custom(file).max_weight_staleness == 4
 
 
 @pytest.mark.parametrize(
