@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dovetail.hooks import returns, training_returns
 from dovetail.hooks.invoke import Invoke
 from dovetail.hooks.spec import HookSpec
-from dovetail.types import CorrectionCall, LossCall, ReducerCall, Sample
+from dovetail.types import CorrectionCall, Group, LossCall, ReducerCall, Sample
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,9 +33,19 @@ def _convert(spec: HookSpec, invoke: Invoke) -> Callable[[list[Sample]], dict[st
 
 def _data_postprocess(spec: HookSpec, invoke: Invoke) -> Callable[..., None]:
     def postprocess(rollout_id: int, data: dict[str, Any], samples: list[Sample]) -> None:
-        invoke.finished(rollout_id=rollout_id, data=data, rollout_data=data, samples=samples)
+        named = {"data": data, "rollout_data": data, "samples": samples}
+        invoke.finished(rollout_id=rollout_id, groups=_by_group(samples), **named)
 
     return postprocess
+
+
+def _by_group(samples: list[Sample]) -> list[Group]:
+    """Samples without a group stand alone."""
+    groups: dict[int, Group] = {}
+    for sample in samples:
+        key = id(sample) if sample.group_index is None else sample.group_index
+        groups.setdefault(key, []).append(sample)
+    return list(groups.values())
 
 
 def _advantage(spec: HookSpec, invoke: Invoke) -> Callable[[dict[str, Any]], None]:

@@ -56,6 +56,12 @@ BATCH: tuple[HookSpec, ...] = (
                 families=FOREIGN,
                 positional=("args", "samples"),
                 told_by=("samples", "list[Sample]", "Sequence[Sample]"),
+                origin=f"flat, {DOCUMENTED}",
+            ),
+            CallForm(
+                families=FOREIGN,
+                positional=("args", "groups"),
+                told_by=("groups", "list[list[Sample]]"),
                 origin=DOCUMENTED,
             ),
         ),
@@ -68,7 +74,7 @@ BATCH: tuple[HookSpec, ...] = (
             "Trained tokens are counted anew from loss_masks unless it sets rollout_mask_sums. "
             "What it does to loss_mask, remove_sample and metadata of samples counts as well. "
             "A function of (args, x) gets the samples if x is named `samples` or annotated "
-            "list[Sample], else the data."
+            "list[Sample], by group if it is annotated list[list[Sample]], else the data."
         ),
         example=(
             "def clip_advantages(data):\n"
