@@ -40,4 +40,25 @@ ALIASES: tuple[Alias, ...] = (
         f"{_MODULES}.cp",
         ("backends.megatron_utils.cp_utils", "backends.training_utils.cp_utils"),
     ),
+    Alias(f"{_MODULES}.commands", ("utils.external_utils.command_utils",)),
+    *(
+        Alias(f"dovetail.compat.{name}", (name,), _BOTH)
+        for name in (
+            "agent",
+            "agent.adapters",
+            "agent.adapters.anthropic",
+            "agent.adapters.common",
+            "agent.adapters.openai",
+            "agent.aiohttp_threaded",
+            "agent.harness",
+            "agent.harness.claude_code",
+            "agent.harness.codex",
+            "agent.harness.common",
+            "agent.parsing",
+            "agent.sandbox",
+        )
+    ),
+    Alias(
+        "dovetail.compat.agent.trajectory", ("agent.trajectory", "agent.trajectory_manager"), _BOTH
+    ),
 )

@@ -1,0 +1,44 @@
+"""Chat messages as protocols write them, and as chat templates read them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def flatten_content(content: Any) -> str:
+    """The text of a message's content: a text, or a list of parts."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, Mapping):
+        content = [content]
+    texts = []
+    for part in content:
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif isinstance(part, Mapping) and "content" in part:
+            texts.append(flatten_content(part["content"]))
+    return "\n".join(texts)
+
+
+def for_template(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Templates read a call's arguments as an object, protocols write them as text."""
+    calls = message.get("tool_calls")
+    if not calls:
+        return dict(message)
+    return {**message, "tool_calls": [_with_object(call) for call in calls]}
+
+
+def _with_object(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = dict(call.get("function") or {})
+    if isinstance(function.get("arguments"), str):
+        try:
+            function["arguments"] = json.loads(function["arguments"] or "{}")
+        except ValueError:
+            return dict(call)
+    return {**call, "function": function}
