@@ -22,9 +22,10 @@ Say = Callable[..., None]
 def rehearse_items(request: Mapping[str, Any], say: Say) -> None:
     """Tell a verdict of every item; ends early when user code can't be stopped."""
     config = RunConfig.model_validate(request["config"])
-    if config.hooks.compat_imports:
-        admit_foreign_imports()
     for number, fields in enumerate(request["items"]):
+        if config.hooks.compat_imports:
+            # For each anew: what one leaves in the foreign modules is not the next one's.
+            admit_foreign_imports()
         item = Item(**fields)
         verdict = Verdict(item)
         lost = _judge(verdict, config, request["timeout_s"], say)
