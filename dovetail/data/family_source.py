@@ -10,8 +10,8 @@ the names that plugins use; the state has the buffer too, so nothing is lost by 
 
 from __future__ import annotations
 
+import json
 import logging
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -23,6 +23,7 @@ from dovetail.data.order import epoch_order
 from dovetail.data.prompt import PromptFormat
 from dovetail.data.state import sample_from_json, sample_to_json, value_from_json, value_to_json
 from dovetail.hooks import bind
+from dovetail.observe.atomic import write_atomic
 from dovetail.types import CheckpointError, Group, HookRunError, Sample
 
 log = logging.getLogger("dovetail.data")
@@ -169,23 +170,19 @@ class RolloutDataSource(DataSource):
             self.dataset.shuffle(self.epoch_id)
 
     def save(self, rollout_id: int) -> None:
-        """Write the state to `rollout/global_dataset_state_dict_<id>.pt` under `args.save`."""
+        """Write the state to `rollout/global_dataset_state_dict_<id>.json` under `args.save`."""
         directory = getattr(self.args, "save", None)
         if directory is None or not getattr(self.args, "rollout_global_dataset", True):
             return
-        import torch
-
         path = _state_file(directory, rollout_id)
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".unfinished-{path.name}")
-        torch.save(self.state_dict(), aside)
-        os.replace(aside, path)
+        write_atomic(path, json.dumps(self.state_dict()).encode())
 
     def load(self, rollout_id: int | None = None) -> None:
         """Read what `save` wrote under `args.load`; without such a file everything stays as it is.
 
         Raises:
-            CheckpointError: the state is of other data.
+            CheckpointError: the state is damaged, or of other data.
         """
         directory = getattr(self.args, "load", None)
         if directory is None or not getattr(self.args, "rollout_global_dataset", True):
@@ -194,9 +191,7 @@ class RolloutDataSource(DataSource):
         if not path.exists():
             log.info("no state of the data source at %s: it stays as it is", path)
             return
-        import torch
-
-        self.load_state_dict(torch.load(path, weights_only=True))
+        self.load_state_dict(_read_state(path))
 
     def _next_prompts(self, count: int) -> list[Sample]:
         if self.dataset is None:
@@ -324,4 +319,14 @@ def _given(args: Any, name: str) -> bool:
 
 
 def _state_file(directory: str, rollout_id: int | None) -> Path:
-    return Path(directory) / "rollout" / f"global_dataset_state_dict_{rollout_id}.pt"
+    return Path(directory) / "rollout" / f"global_dataset_state_dict_{rollout_id}.json"
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"the state of the data source at {path} is damaged") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"the state of the data source at {path} is no object")
+    return state

@@ -540,6 +540,6 @@ def keep(group):
     assert_same_run(whole, parts)
     assert source_state(parts)["metadata"]["asked"] >= 8
     assert sorted(path.name for path in (parts / "checkpoints" / "rollout").iterdir()) == [
-        "global_dataset_state_dict_1.pt",
-        "global_dataset_state_dict_3.pt",
+        "global_dataset_state_dict_1.json",
+        "global_dataset_state_dict_3.json",
     ]
