@@ -30,7 +30,8 @@ def check(argv: list[str]) -> int:
         UsageError: no hook is named.
         ConfigError: an unknown name or a wrong value.
     """
-    config = read_settings(argv).config
+    resolved = read_settings(argv)
+    config = resolved.config
     asked = items(config)
     if not asked:
         raise UsageError(
@@ -38,7 +39,7 @@ def check(argv: list[str]) -> int:
             "--custom-rm-path reward.py:reward, or a run file with a [hooks] table"
         )
     counts: Counter[str] = Counter()
-    for verdict in rehearse(config, asked, config.hooks.hook_check_timeout_s):
+    for verdict in rehearse(resolved, asked, config.hooks.hook_check_timeout_s):
         counts[_WORDS[verdict.outcome]] += 1
         sys.stdout.write(told(verdict))
         sys.stdout.flush()

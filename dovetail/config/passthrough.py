@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
 PREFIXES = ("vllm", "sglang", "megatron", "router")
 """Each is also a TOML table: `[vllm] max_num_seqs = 64` is `--vllm-max-num-seqs 64`."""
+
+
+_SCALAR = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?(e[+-]?\d+)?|true|false|null")
 
 
 def is_passthrough(name: str) -> bool:
     """Whether a leaf-like name (`vllm_max_num_seqs`) belongs to somebody else's settings."""
     return name.partition("_")[0] in PREFIXES and "_" in name
+
+
+def typed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Handed-through settings as hooks read them from `args`: flags' text as numbers and truth
+    values where it is such."""
+    return {
+        name: json.loads(value.lower())
+        if isinstance(value, str) and _SCALAR.fullmatch(value.lower())
+        else value
+        for name, value in settings.items()
+    }
 
 
 def without_effect_note(names: list[str]) -> str:

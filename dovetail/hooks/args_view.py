@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
 from dovetail.config.aliases import ALIASES
+from dovetail.config.passthrough import typed
 from dovetail.config.run import RunConfig
 from dovetail.hooks.custom_config import check_keys, custom_config
 from dovetail.hooks.eval_datasets import eval_datasets_of
@@ -36,7 +37,8 @@ class ArgsView(argparse.Namespace):
     It is a copy: what a hook writes is seen by later hooks of the same process, never by the run.
     It copies, deep-copies and pickles. Leaves that default to another one are filled in. What
     plugins of the slime family read and no leaf stands for has the family's default, and the keys
-    of `custom_config_path` and `plugin_args` are there too.
+    of `custom_config_path` and `plugin_args` are there too, and so are the settings of engine
+    owners that are handed through (`args.sglang_tool_call_parser`).
 
     Raises:
         ConfigError: `custom_config_path` can't be read, or has a key that something else has.
@@ -47,7 +49,12 @@ class ArgsView(argparse.Namespace):
         (8, 3, 5)
     """
 
-    def __init__(self, config: RunConfig | None = None, **facts: Any) -> None:
+    def __init__(
+        self,
+        config: RunConfig | None = None,
+        passthrough: Mapping[str, Any] | None = None,
+        **facts: Any,
+    ) -> None:
         super().__init__()
         if config is not None:
             known = copy.deepcopy({**FAMILY_ARGS, **FACTS}) | _flat(config)
@@ -57,6 +64,7 @@ class ArgsView(argparse.Namespace):
             check_keys(own, "plugin_args (TOML: hooks.plugin_args)", known.keys() - SETTABLE)
             self.__dict__.update(copy.deepcopy(own))
             self.__dict__.update(custom_config(config.hooks.custom_config_path, taken))
+        self.__dict__.update(typed(passthrough or {}))
         self.__dict__.update(facts)
 
     def learn(self, **facts: Any) -> None:

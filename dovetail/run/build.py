@@ -67,8 +67,8 @@ def build(resolved: Resolved) -> Run:
         hf.check_export_path(config.checkpoint.save_hf)
     # No run directory yet, so no log file: what is worth a warning goes to the terminal.
     with open_log(None):
-        rehearse_hooks(config)
-        parts = Parts(config)
+        rehearse_hooks(resolved)
+        parts = Parts(resolved)
         schedule = make_schedule(config, functools.partial(prompts_of, parts.source), parts.replay)
         parts.load()
     check_trackers(tracker_names(config.observe))
@@ -121,9 +121,9 @@ def _run_dir(config: RunConfig) -> RunDir:
 class Parts:
     """Makes each part out of the configuration when it is first asked for."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
-        self.args = ArgsView(config)
+    def __init__(self, resolved: Resolved) -> None:
+        self.config = config = resolved.config
+        self.args = ArgsView(config, resolved.passthrough)
         self.hooks: dict[str, BoundHook] = bind_hooks(config.hooks, self.args, hook_owners(config))
         self._bound: dict[tuple[str, str], BoundHook] = {}
         self._bind_those_of_eval_sets()

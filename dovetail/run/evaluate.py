@@ -32,7 +32,7 @@ def run_eval(resolved: Resolved) -> RunReport:
     check_evaluation(config)
     validate_names(config)
     with open_log(None):
-        parts = Parts(config)
+        parts = Parts(resolved)
         parts.check_lengths()
         _ = parts.eval_sets, parts.scorer, parts.models.model
     check_trackers(tracker_names(config.observe))

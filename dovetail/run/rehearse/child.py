@@ -28,16 +28,17 @@ def rehearse_items(request: Mapping[str, Any], say: Say) -> None:
             admit_foreign_imports()
         item = Item(**fields)
         verdict = Verdict(item)
-        lost = _judge(verdict, config, request["timeout_s"], say)
+        args = ArgsView(config, request["passthrough"])
+        lost = _judge(verdict, config, args, request["timeout_s"], say)
         more = number + 1 < len(request["items"])
         say(verdict=verdict.to_dict(), lost=lost and more)
         if lost:
             return
 
 
-def _judge(verdict: Verdict, config: RunConfig, timeout_s: float, say: Say) -> bool:
+def _judge(verdict: Verdict, config: RunConfig, args: ArgsView, timeout_s: float, say: Say) -> bool:
     """Fill in a verdict. True: this process is of no more use."""
-    stage = Stage(config, ArgsView(config), timeout_s, say)
+    stage = Stage(config, args, timeout_s, say)
     try:
         row = row_of(verdict.item.slot)
         if row is not None:

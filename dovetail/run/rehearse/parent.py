@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dovetail.config.run import RunConfig
+from dovetail.config.resolve import Resolved
 from dovetail.run.rehearse.stuck import Kind, Standstill, read_dump, standstill
 from dovetail.run.rehearse.verdict import Item, Outcome, Verdict
 
@@ -29,17 +29,17 @@ _DUMP_S = 0.25
 _PRINTED_CHARACTERS = 4000
 
 
-def rehearse(config: RunConfig, items: Sequence[Item], timeout_s: float) -> Iterator[Verdict]:
+def rehearse(resolved: Resolved, items: Sequence[Item], timeout_s: float) -> Iterator[Verdict]:
     """One verdict per item, in order, as they come.
 
     Args:
-        config: the run; hooks get a view of it as `args`.
+        resolved: the run; hooks get a view of it as `args`.
         items: what to rehearse.
         timeout_s: seconds that loading a hook or one call of it may take.
     """
     left = list(items)
     while left:
-        with _Child(config, left, timeout_s) as child:
+        with _Child(resolved, left, timeout_s) as child:
             for verdict in child.verdicts():
                 left.pop(0)
                 yield verdict
@@ -48,10 +48,11 @@ def rehearse(config: RunConfig, items: Sequence[Item], timeout_s: float) -> Iter
 class _Child:
     """One child process, working through items until one of them costs it."""
 
-    def __init__(self, config: RunConfig, items: Sequence[Item], timeout_s: float) -> None:
+    def __init__(self, resolved: Resolved, items: Sequence[Item], timeout_s: float) -> None:
         self._items, self._timeout_s = list(items), timeout_s
         self._request = {
-            "config": config.model_dump(mode="json"),
+            "config": resolved.config.model_dump(mode="json"),
+            "passthrough": resolved.passthrough,
             "items": [vars(item) for item in items],
             "timeout_s": timeout_s,
             "sys_path": sys.path,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from dovetail.config.eval_sets import eval_sets
 from dovetail.config.leaves import leaves
+from dovetail.config.resolve import Resolved
 from dovetail.config.run import RunConfig
 from dovetail.hooks import HOOKS
 from dovetail.run.rehearse.parent import rehearse
@@ -41,7 +42,7 @@ def _paths(value: str | list[str] | None) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
-def rehearse_hooks(config: RunConfig) -> None:
+def rehearse_hooks(resolved: Resolved) -> None:
     """Try out the hooks that this run will call, in a process of their own.
 
     Hooks that can't be loaded are left to the run, which says why; those that could not be judged
@@ -50,12 +51,13 @@ def rehearse_hooks(config: RunConfig) -> None:
     Raises:
         HookError: hooks that break their contracts, each with the user's line.
     """
+    config = resolved.config
     if not config.hooks.check_hooks:
         return
     asked = [item for item in items(config) if _is_used(item, config)]
     if not asked:
         return
-    verdicts = list(rehearse(config, asked, config.hooks.hook_check_timeout_s))
+    verdicts = list(rehearse(resolved, asked, config.hooks.hook_check_timeout_s))
     for verdict in verdicts:
         for line in _remarks(verdict):
             log.warning("%s %s: %s", _where(verdict.item), verdict.item.path, line)

@@ -8,6 +8,7 @@ import pytest
 
 from dovetail.config.aliases import ALIASES
 from dovetail.config.leaves import leaves
+from dovetail.config.resolve import resolve
 from dovetail.config.run import RunConfig
 from dovetail.hooks import ArgsView
 from dovetail.hooks.family_args import FACTS, FAMILY_ARGS
@@ -132,3 +133,14 @@ def test_a_custom_config_that_can_not_be_read_is_refused(tmp_path):
         custom(tmp_path / "none.yaml")
     with pytest.raises(ConfigError, match="base64:!! can't be read"):
         custom("base64:!!")
+
+
+def test_settings_that_are_handed_through_are_attributes_with_flags_text_as_values():
+    flags = ["--sglang-tool-call-parser", "qwen25", "--sglang-server-concurrency", "64"]
+    flags += ["--vllm-gpu-memory-utilization", "0.5", "--vllm-enforce-eager", "true"]
+    resolved = resolve([], flags)
+    args = ArgsView(resolved.config, resolved.passthrough)
+    assert args.sglang_tool_call_parser == "qwen25"
+    assert args.sglang_server_concurrency == 64
+    assert args.vllm_gpu_memory_utilization == 0.5
+    assert args.vllm_enforce_eager is True
