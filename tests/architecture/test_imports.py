@@ -66,7 +66,7 @@ def test_every_imported_package_is_declared() -> None:
 def test_no_unsafe_loader_is_used_anywhere() -> None:
     unsafe = re.compile(
         r"\b(pickle|cPickle|dill|cloudpickle)\.loads?\b|\bimport pickle\b|\btorch\.load\(|"
-        r"\byaml\.load\(|shell=True|(?<![\w.])(eval|exec)\("
+        r"\byaml\.load\(|shell=True|(?<![\w.])(?<!def )(eval|exec)\("
     )
     files = [p for d in ("dovetail", "examples", "benchmarks") for p in (ROOT / d).rglob("*.py")]
     found = [
