@@ -24,9 +24,13 @@ from dovetail.config.resolve import resolve
 from dovetail.config.run import RunConfig
 from dovetail.data.build import build_source
 from dovetail.hooks import ArgsView, BoundHook, bind
+from dovetail.hooks.load import admit_foreign_imports
 from dovetail.rollout.generate import generate
 from dovetail.rollout.rollout import Rollout
 from dovetail.rollout.sampling import mix_seed, rollout_sampling
+from dovetail.router.bridge import Bridge
+from dovetail.router.server import RouterServer
+from dovetail.run.serving import CALLERS
 from dovetail.types import (
     EvalOutput,
     FinishReason,
@@ -49,7 +53,7 @@ DEFAULTS = {
     "--rollout-max-response-len": "12",
     "--label-key": "label",
     "--num-rollout": "2",
-    "--hf-checkpoint": "none",
+    "--rm-type": "random",
 }
 PATIENCE_S = 60.0
 """A function that takes longer than this for a handful of short samples is taken to hang."""
@@ -73,6 +77,36 @@ class Letters:
     def apply_chat_template(self, conversation: Any, tokenize: bool = True, **_: Any) -> Any:
         text = "".join(f"{turn['role']}: {turn['content']}\n" for turn in conversation)
         return self.encode(text) if tokenize else text
+
+
+def write_letters(directory: Path) -> Path:
+    """A checkpoint of nothing but `Letters`, for plugins that load the run's tokenizer."""
+    directory.mkdir()
+    vocab = {chr(i): i for i in range(2, 128)} | {"<pad>": 0, "<eos>": 1}
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"Regex": r"[\s\S]"},
+            "behavior": "Isolated",
+            "invert": False,
+        },
+        "post_processor": None,
+        "decoder": {"type": "Fuse"},
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "?"},
+    }
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<eos>",
+        "pad_token": "<pad>",
+        "unk_token": "?",
+    }
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (directory / "config.json").write_text('{"model_type": "qwen3"}', encoding="utf-8")
+    return directory
 
 
 class Babble:
@@ -125,16 +159,19 @@ class World:
         prompts = directory / "prompts.jsonl"
         prompts.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         own = {**DEFAULTS, "--prompt-data": str(prompts), "--run-dir": str(directory / "run")}
+        own["--hf-checkpoint"] = self._letters = str(write_letters(directory / "checkpoint"))
         given = [word for flag in own.items() for word in flag]
+        given += ["--eval-prompt-data", "held_out", f"{prompts}@[0:2]"]
         self.config: RunConfig = resolve([], [*given, *run_flags(), *flags]).config
         self.args = ArgsView(self.config)
+        admit_foreign_imports()
         self.engine, self.scorer = Babble(), Counting()
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The run's own where it has a checkpoint, else letters."""
+        """That of the run's own checkpoint where it has one, else letters."""
         checkpoint = self.config.model.hf_checkpoint
-        if checkpoint is None or not Path(checkpoint).is_dir():
+        if checkpoint == self._letters:
             return Letters()
         from dovetail.checkpoint.hf import load_tokenizer
 
@@ -175,7 +212,7 @@ class World:
 
     async def evaluate(self, rollout_id: int) -> EvalOutput:
         """A built-in evaluation of two prompts."""
-        samples = [sample for group in self.finished_groups(2) for sample in group]
+        samples = [sample for group in await self._finished(2) for sample in group]
         return EvalOutput({"held_out": samples}, {"eval/held_out/reward": 0.5})
 
     def rollout_call(self, rollout_id: int = 0, *, evaluation: bool = False) -> RolloutCall:
@@ -213,39 +250,62 @@ class World:
 
     def finished_groups(self, num_groups: int = 3) -> list[Group]:
         """Groups as a step leaves them: answered, scored, in order; each has both rewards."""
+        return asyncio.run(self._finished(num_groups))
 
-        async def answer() -> list[Group]:
-            groups: list[Group] = self.make_source().get_samples(num_groups)
-            for sample in (sample for group in groups for sample in group):
-                await self.respond(sample, self.generate_call(sample).sampling)
-            return groups
-
-        groups = finish(answer())
+    async def _finished(self, num_groups: int) -> list[Group]:
+        groups: list[Group] = self.make_source().get_samples(num_groups)
+        key = self.config.reward.reward_key
         for group in groups:
             for place, sample in enumerate(group):
-                key = self.config.reward.reward_key
+                await self.respond(sample, self.generate_call(sample).sampling)
                 sample.reward = {key: float(place % 2)} if key else float(place % 2)
         return groups
 
     def bound(self, slot: str, path: str) -> BoundHook:
-        """The function at `path`, matched as a run would."""
+        """The function at `path`, matched as a run would.
+
+        A reward function that takes groups gets --group-rm, and its run is told so.
+        """
         try:
             return bind(slot, path, self.args)
         except HookError as error:
             fault = str(error)
+        if "--group-rm" in fault and not self.args.group_rm:
+            self.args.learn(group_rm=True)
+            return self.bound(slot, path)
         pytest.fail(fault, pytrace=False)
 
+    def call(self, hook: BoundHook, *values: Any) -> Any:
+        """What a run gets from the hook; meanwhile its engine answers HTTP too, where plugins look.
 
-def call(hook: BoundHook, *values: Any) -> Any:
-    """What a run gets from the hook. A broken contract fails the test with the hook's own words."""
-    try:
-        return finish(hook(*values))
-    except TimeoutError:
-        fault = f"{hook.path} did not come back within {PATIENCE_S:.0f} s"
-    except HookRunError as error:
-        theirs = traceback.format_exception(error.__cause__) if error.__cause__ else []
-        fault = "\n\n".join([str(error), "".join(theirs)]).rstrip()
-    pytest.fail(fault, pytrace=False)
+        A broken contract fails the test with the hook's own words.
+        """
+        try:
+            return self._call(hook, values)
+        except TimeoutError:
+            fault = f"{hook.path} did not come back within {PATIENCE_S:.0f} s"
+        except HookRunError as error:
+            theirs = traceback.format_exception(error.__cause__) if error.__cause__ else []
+            fault = "\n\n".join([str(error), "".join(theirs)]).rstrip()
+        pytest.fail(fault, pytrace=False)
+
+    def _call(self, hook: BoundHook, values: tuple[Any, ...]) -> Any:
+        if hook.spec.slot not in CALLERS or "native" in hook.form.families:
+            return finish(hook(*values))
+
+        async def served() -> Any:
+            bridge = Bridge(lambda: self.engine, lambda: self.tokenizer, model="contract")
+            server = RouterServer(bridge)
+            for name in ("sglang_router", "vllm_router", "router"):
+                self.args.learn(**{f"{name}_ip": server.host, f"{name}_port": server.port})
+            server.start(asyncio.get_running_loop())
+            try:
+                got = hook(*values)
+                return await got if inspect.isawaitable(got) else got
+            finally:
+                server.close()
+
+        return finish(served())
 
 
 def finish(result: Awaitable[T] | T) -> T:

@@ -10,14 +10,17 @@ from numbers import Real
 
 import pytest
 from contract_paths import run_as_script, targets
-from contract_world import World, call, check_answered
+from contract_world import World, check_answered
 
-from dovetail.batch.rows import rows_from_samples
+from dovetail.batch.convert import rows_from_samples
 from dovetail.types import EvalOutput, RolloutOutput
 
 SLOTS = ("rollout_function",)
 SAMPLES = {
     "rollout_function": (
+        "slime.rollout.sglang_rollout.generate_rollout",
+        "vime.rollout.vllm_rollout.generate_rollout",
+        "miles.rollout.inference_rollout.inference_rollout_common.InferenceRolloutFn",
         "slime_style.py:generate_rollout",
         "miles_style.py:GuessingRollout",
         "miles_style.py:generate_rollout",
@@ -37,7 +40,7 @@ def each(slot):
 
 def collected(world, path, *rollout_ids):
     hook = world.bound("rollout_function", path)
-    outputs = [call(hook, world.rollout_call(number)) for number in rollout_ids]
+    outputs = [world.call(hook, world.rollout_call(number)) for number in rollout_ids]
     return outputs if len(outputs) > 1 else outputs[0]
 
 
@@ -100,7 +103,7 @@ def test_it_evaluates_when_its_form_says_whether_to(world, path):
     hook = world.bound("rollout_function", path)
     if "native" in hook.form.families:
         pytest.skip("evaluation has a flag of its own: --eval-function-path")
-    output = call(world.bound("eval_function", path), world.rollout_call(0, evaluation=True))
+    output = world.call(world.bound("eval_function", path), world.rollout_call(0, evaluation=True))
     assert isinstance(output, EvalOutput)
     assert output.data, "no evaluation set"
 

@@ -1,6 +1,7 @@
 """Plugins as one writes them for miles: classes and frozen inputs beside the old functions."""
 
-from dovetail.types import GenerateFnOutput, RolloutFnEvalOutput, RolloutFnTrainOutput, Sample
+from miles.rollout.base_types import GenerateFnOutput, RolloutFnEvalOutput, RolloutFnTrainOutput
+from miles.utils.types import Sample
 
 
 class GuessingRollout:

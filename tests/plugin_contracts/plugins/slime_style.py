@@ -2,7 +2,10 @@
 
 import random
 
-from dovetail.types import DynamicFilterOutput, RolloutFnEvalOutput, RolloutFnTrainOutput, Sample
+from slime.rollout.base_types import RolloutFnEvalOutput, RolloutFnTrainOutput
+from slime.rollout.filter_hub.base_types import DynamicFilterOutput
+from slime.utils.http_utils import post
+from slime.utils.types import Sample
 
 
 def answer(args, sample, text):
@@ -32,6 +35,27 @@ def generate_rollout(args, rollout_id, data_source, evaluation=False):
 async def custom_generate(args, sample: Sample, sampling_params: dict) -> Sample:
     """Echoes the prompt."""
     return answer(args, sample, str(sample.prompt)[: sampling_params["max_new_tokens"]])
+
+
+async def generate_by_http(args, sample, sampling_params):
+    """Asks the server, two turns with a tool's word between them."""
+    url = f"http://{args.sglang_router_ip}:{args.sglang_router_port}/generate"
+    sample.tokens = sample.tokens or [ord(c) for c in sample.prompt]
+    for turn in range(2):
+        if turn:
+            sample.append_response_tokens(tokens=[ord("|")], trainable=False, text="|")
+        params = {**sampling_params, "max_new_tokens": 3}
+        asked = {"input_ids": sample.tokens, "sampling_params": params, "return_logprob": True}
+        output = await post(url, asked)
+        pairs = output["meta_info"]["output_token_logprobs"]
+        sample.append_response_tokens(
+            args,
+            tokens=[token for _, token, *_ in pairs],
+            log_probs=[logprob for logprob, *_ in pairs],
+            text=output["text"],
+            meta_info=output["meta_info"],
+        )
+    return sample
 
 
 def stamp(args, sample, rollout_id=None, evaluation=False):
@@ -193,3 +217,19 @@ class Prompts:
 
     def __len__(self):
         return 1000
+
+
+def loss(args, batch, logits, sum_of_sample_mean):
+    """REINFORCE on the logits, the tokens of all samples one after the other."""
+    import torch
+
+    logprobs, start = [], 0
+    lengths = zip(batch["unconcat_tokens"], batch["response_lengths"], strict=True)
+    for tokens, length in lengths:
+        end = start + len(tokens)
+        before = logits[0, end - length - 1 : end - 1]
+        chosen = tokens[-length:].unsqueeze(-1)
+        logprobs.append(before.log_softmax(-1).gather(-1, chosen).squeeze(-1))
+        start = end
+    value = -sum_of_sample_mean(torch.cat(logprobs) * torch.cat(batch["advantages"]))
+    return value, {"reinforce": value.detach()}

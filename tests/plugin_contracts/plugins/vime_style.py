@@ -1,6 +1,8 @@
 """Plugins as vime's guide shows them, where that differs from slime's."""
 
-from dovetail.types import DynamicFilterOutput, Sample
+from vime.rollout.filter_hub.base_types import DynamicFilterOutput
+from vime.utils.http_utils import post
+from vime.utils.types import Sample
 
 
 async def custom_generate(args, sample, sampling_params, evaluation=False):
@@ -16,6 +18,23 @@ async def custom_generate(args, sample, sampling_params, evaluation=False):
         one.status = Sample.Status.COMPLETED
         one.rollout_id = sample.index
     return [draft, final]
+
+
+async def generate_by_http(args, sample, sampling_params):
+    """Asks the server in vLLM's form."""
+    url = f"http://{args.vllm_router_ip}:{args.vllm_router_port}/inference/v1/generate"
+    sample.tokens = [ord(c) for c in sample.prompt]
+    params = {"max_tokens": 4, "temperature": sampling_params["temperature"], "logprobs": 1}
+    asked = {"model": args.hf_checkpoint, "token_ids": sample.tokens, "sampling_params": params}
+    choice = (await post(url, asked))["choices"][0]
+    ids = choice["token_ids"]
+    logprobs = [one["logprob"] for one in choice["logprobs"]["content"]]
+    sample.append_response_tokens(
+        tokens=ids, log_probs=logprobs, text="".join(chr(token) for token in ids)
+    )
+    ended = choice["finish_reason"] == "stop"
+    sample.status = Sample.Status.COMPLETED if ended else Sample.Status.TRUNCATED
+    return sample
 
 
 def filter_function(args, samples: list[Sample], **kwargs) -> DynamicFilterOutput:
