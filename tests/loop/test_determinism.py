@@ -261,12 +261,14 @@ def test_an_export_that_fails_is_counted_and_costs_no_checkpoint(
     run_dir = tmp_path / "run"
     exports = tmp_path / "exports"
 
-    def refuse(source: Path, target: Path) -> None:
-        if target.name == "step-2":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.replace(source, target)
+    put_in_place = hf.put_in_place
 
-    monkeypatch.setattr(hf, "_swap", refuse)
+    def refuse(aside: Path, path: Path, replaced: Path) -> None:
+        if path.name == "step-2":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        put_in_place(aside, path, replaced)
+
+    monkeypatch.setattr(hf, "put_in_place", refuse)
     template = exports / "step-{rollout_id}"
     assert task.train(run_dir, "--save-hf", template, "--num-rollout", 3) == 0
     assert sorted(path.name for path in exports.iterdir()) == ["step-1", "step-3"]
