@@ -203,16 +203,23 @@ def test_what_can_not_be_answered_is_refused_in_the_protocol_s_own_form(
             served.adapter.open_session("s", max_context_tokens=10)
             found.append(await served.post(path, body))
             found.append(await served.post(path, {"messages": "x"}))
+            source = {"type": "base64", "media_type": "image/png", "data": ""}
+            for kind in ("image_url", "image"):
+                content = [{"type": kind, "image_url": {"url": "data:,"}, "source": source}]
+                if kind == ("image_url" if served is chat else "image"):
+                    picture = {"messages": [{"role": "user", "content": content}], "max_tokens": 3}
+                    found.append(await served.post(path, picture))
             served.engine.status = 503
             short = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 3}
             found.append(await served.post(path, short))
         return [(status, answer["error"]["message"]) for status, answer in found]
 
     answers = asyncio.run(refused())
-    assert [status for status, _ in answers] == [401, 400, 400, 503] * 2
+    assert [status for status, _ in answers] == [401, 400, 400, 400, 503] * 2
     assert "'nobody' is not open" in answers[0][1]
     assert "prompt is too long: 22 tokens, the context has 10" in answers[1][1]
-    assert "no engine" in answers[3][1]
+    assert "image_url parts are not taken" in answers[3][1]
+    assert "no engine" in answers[4][1]
 
 
 def test_the_context_bounds_the_response_and_a_count_is_the_prompt_s(servers: list[Served]) -> None:
