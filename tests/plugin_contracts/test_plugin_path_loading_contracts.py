@@ -1,6 +1,7 @@
 """What functions around the rollout must keep: --eval-function-path, --custom-rm-path,
 --dynamic-sampling-filter-path, --buffer-filter-path, --data-source-path,
---rollout-sample-filter-path and --rollout-all-samples-process-path.
+--rollout-sample-filter-path and --rollout-all-samples-process-path. Of hooks that only some runs
+have (Megatron's, the router's, ...) the call form is tested.
 
     python test_plugin_path_loading_contracts.py --custom-rm-path my_project.rewards.score
 
@@ -16,6 +17,7 @@ import pytest
 from contract_paths import run_as_script, targets
 from contract_world import World, changed, frozen
 
+from dovetail.hooks import HOOKS
 from dovetail.types import DataSourceCall, DynamicFilterOutput, EvalOutput, Sample
 
 SLOTS = (
@@ -27,6 +29,8 @@ SLOTS = (
     "rollout_sample_filter",
     "rollout_all_samples_process",
 )
+OWNED = tuple(spec.slot for spec in HOOKS if spec.owner is not None)
+FLAGS = (*SLOTS, *OWNED)
 SAMPLES = {
     "eval_function": (
         "slime.rollout.sglang_rollout.generate_rollout",
@@ -69,6 +73,10 @@ SAMPLES = {
         "miles_style.py:process_all",
         "native.py:look_at_all",
     ),
+    "custom_megatron_before_log_prob_hook": ("slime_style.py:before_log_prob",),
+    "custom_model_provider": ("miles_style.py:model_provider",),
+    "custom_agent_function": ("miles_style.py:agent",),
+    "router_middleware": ("slime_style.py:Middleware",),
 }
 
 
@@ -78,10 +86,10 @@ def world(tmp_path):
 
 
 def each(slot):
-    return pytest.mark.parametrize("path", targets(SLOTS, SAMPLES, slot))
+    return pytest.mark.parametrize("path", targets(FLAGS, SAMPLES, slot))
 
 
-PATHS = [(slot, path) for slot in SLOTS for path in targets(SLOTS, SAMPLES, slot)]
+PATHS = [(slot, path) for slot in FLAGS for path in targets(FLAGS, SAMPLES, slot)]
 
 
 @pytest.mark.parametrize(("slot", "path"), PATHS)
@@ -274,4 +282,4 @@ def test_an_all_samples_process_takes_groups_of_every_fate(world, path):
 
 
 if __name__ == "__main__":
-    sys.exit(run_as_script(__file__, SLOTS))
+    sys.exit(run_as_script(__file__, FLAGS))

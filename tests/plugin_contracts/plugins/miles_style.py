@@ -90,3 +90,13 @@ def all_keywords_tis(
 ):
     """A correction that requires the two further keywords."""
     return pg_loss, loss_masks, {}
+
+
+def model_provider(pre_process=True, post_process=True, vp_stage=None):
+    """A Megatron model, or nearly."""
+    return {"embeds": pre_process, "has_logits": post_process}
+
+
+async def agent(base_url, prompt, request_kwargs, metadata, **kwargs):
+    """An agent that asks nobody."""
+    return {"asked": base_url}

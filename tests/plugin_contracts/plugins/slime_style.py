@@ -233,3 +233,18 @@ def loss(args, batch, logits, sum_of_sample_mean):
         start = end
     value = -sum_of_sample_mean(torch.cat(logprobs) * torch.cat(batch["advantages"]))
     return value, {"reinforce": value.detach()}
+
+
+def before_log_prob(args, model, store_prefix):
+    """A hook of a Megatron trainer."""
+    args.last_prefix = store_prefix
+
+
+class Middleware:
+    """A class between the router and its requests."""
+
+    def __init__(self, app, *, router):
+        self.app, self.router = app, router
+
+    async def dispatch(self, request, call_next):
+        return await call_next(request)
