@@ -153,6 +153,24 @@ def test_what_only_the_real_thing_has_is_no_fault(
     assert "1 could not be judged" in out
 
 
+def test_what_an_earlier_function_of_the_run_puts_onto_samples_is_no_fault(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = tmp_path / "code.py"
+    code.write_text(
+        "async def generate(call):\n"
+        "    sample = await call.default(call.sample, call.sampling)\n"
+        "    sample.turn_rewards = [1.0]\n"
+        "    return sample\n\n"
+        "def reward(sample):\n    return sum(sample.turn_rewards)\n"
+    )
+    argv = ["hooks", "check", "--custom-rm-path", f"{code}:reward"]
+    assert main(argv) == 1
+    assert "no attribute 'turn_rewards'" in capsys.readouterr().out
+    assert main([*argv, "--custom-generate-function-path", f"{code}:generate"]) == 0
+    assert "may need what the run's --custom-generate-function-path" in capsys.readouterr().out
+
+
 def test_a_reward_that_fails_on_some_inputs_passes_with_a_note(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from dovetail.config.run import RunConfig
 from dovetail.hooks import BoundHook
 from dovetail.hooks.load import blame
+from dovetail.hooks.table import spec_of
 from dovetail.run.rehearse.parent import told
 from dovetail.run.rehearse.stuck import is_users, live_stacks, standstill
 from dovetail.run.rehearse.verdict import Fault, NotInRehearsal, Outcome, Unjudged
@@ -48,6 +49,15 @@ _SERVICES = frozenset(
 )
 """Packages that talk to something outside: what they raise says nothing about the hook."""
 _CANCEL_S = 0.3
+_LEAVE_MARKS = (
+    "data_source",
+    "rollout_function",
+    "custom_generate_function",
+    "rollout_sample_hook",
+    "custom_rm",
+)
+"""Slots whose functions may put onto samples what later ones look for, in the order of the data's
+way."""
 
 
 class Lost(Exception):
@@ -63,7 +73,7 @@ class Stage:
         self.config, self.args, self.timeout_s, self._say = config, args, timeout_s, say
         self.warnings: list[str] = []
         self.home = ""
-        self.source = ""
+        self.source = self.slot = ""
         self.loop = asyncio.new_event_loop()
         self.is_late = False
         """A call did not come back in time: no second one is waited for."""
@@ -74,7 +84,7 @@ class Stage:
 
     def begin(self, hook: BoundHook) -> None:
         """From here on `hook` is the user's function that is rehearsed."""
-        self.source = hook.source
+        self.source, self.slot = hook.source, hook.spec.slot
         self.home = str(Path(hook.source.rpartition(":")[0]).parent) if ":" in hook.source else ""
 
     def is_users(self, file: str) -> bool:
@@ -174,6 +184,11 @@ class Stage:
                 f"may need the model's tokenizer: {said} (at {self._line(error)}); name the "
                 "model's directory: --hf-checkpoint (TOML: model.hf_checkpoint)"
             )
+        if earlier := self._needs_earlier(error):
+            return Unjudged(
+                f"may need what the run's {earlier} puts onto samples, which a rehearsal does not "
+                f"have: {said} (at {self._line(error)})"
+            )
         if self._needs_real_data(error):
             wanted = f"needs {', '.join(self.missing)}, which" if self.missing else "may need what"
             return Unjudged(
@@ -201,6 +216,17 @@ class Stage:
         if line.startswith("raise"):
             return False
         return bool(self.missing) or "label" in line or "metadata" in line
+
+    def _needs_earlier(self, error: BaseException) -> str | None:
+        """The flag of an earlier function of the run whose work an error may come of missing."""
+        looked_up = isinstance(error, LookupError | TypeError | AttributeError | ValueError)
+        if not looked_up or self._code(error).startswith("raise"):
+            return None
+        before = _LEAVE_MARKS
+        if self.slot in before:
+            before = before[: before.index(self.slot)]
+        asked = [slot for slot in before if getattr(self.config.hooks, spec_of(slot).leaf)]
+        return spec_of(asked[0]).flag if asked else None
 
     def _needs_tokenizer(self, error: BaseException) -> bool:
         """Whether an error comes of the tokenizer that foreign state objects have not without a
