@@ -45,6 +45,13 @@ A function that does not return within its time limit is ended, where that is po
 behind; the error says where it stands. An error that ends the run names flag, function, sample and
 your line.
 
+Before a run loads anything, its functions are tried out on the first rows of the data, or on
+made-up samples, in a process of their own without a model. One that breaks its contract, hangs or
+ends the process stops the run with your line; one that can't be judged there (a service is down)
+is warned about. `args.rehearsal` is true meanwhile, for functions with effects outside of the run.
+`dovetail hooks check` does this alone, `--no-check-hooks` does without, and
+`dovetail hooks new NAME` writes a file to start from.
+
 This page is generated from the table in `dovetail/hooks/rows`.
 """
 

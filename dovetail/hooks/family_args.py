@@ -12,6 +12,7 @@ FACTS: dict[str, Any] = {
     "world_size": 1,
     "local_rank": 0,
     "start_rollout_id": 0,
+    "rehearsal": False,
     "sglang_router_ip": None,
     "sglang_router_port": None,
     "vllm_router_ip": None,

@@ -362,6 +362,20 @@ ROLLOUTS = (
         ("without a reward",),
     ),
     Wrong(
+        "rollout function knows no evaluation",
+        "rollout_function",
+        """
+        def hook(args, rollout_id, data_source, evaluation=False):
+            groups = data_source.get_samples(2)
+            for sample in (sample for group in groups for sample in group):
+                sample.append_response_tokens(tokens=[5], log_probs=[-0.1], text="x")
+                sample.status, sample.reward = sample.Status.COMPLETED, 1.0
+            return groups
+        """,
+        ("in evaluation", "--eval-function-path"),
+        flags=("--eval-interval", "1"),
+    ),
+    Wrong(
         "evaluation returns a list",
         "eval_function",
         "def hook(args, rollout_id, data_source, evaluation=True):\n    return [0.5]\n",

@@ -28,7 +28,7 @@ def rehearse_items(request: Mapping[str, Any], say: Say) -> None:
             admit_foreign_imports()
         item = Item(**fields)
         verdict = Verdict(item)
-        args = ArgsView(config, request["passthrough"])
+        args = ArgsView(config, request["passthrough"], rehearsal=True)
         lost = _judge(verdict, config, args, request["timeout_s"], say)
         more = number + 1 < len(request["items"])
         say(verdict=verdict.to_dict(), lost=lost and more)

@@ -163,7 +163,7 @@ class _Child:
         code = self._process.wait()
         if self._stage["stage"] in ("start", "prepare"):
             verdict.outcome = Outcome.UNKNOWN
-            verdict.message = f"the rehearsal itself ended with exit code {code}"
+            verdict.message = f"the rehearsal itself ended: {_ending(code)}{self._last_line()}"
             return verdict
         verdict.outcome = Outcome.FAULT
         verdict.message = f"ends the whole process while {self._doing()}: {_ending(code)}"
@@ -181,6 +181,11 @@ class _Child:
         text = os.pread(self._output.fileno(), 1 << 22, self._shown)
         self._shown += len(text)
         return text.decode(errors="replace").strip()[-_PRINTED_CHARACTERS:]
+
+    def _last_line(self) -> str:
+        text = os.pread(self._output.fileno(), 1 << 22, self._shown).decode(errors="replace")
+        lines = text.strip().splitlines()
+        return f" ({lines[-1]})" if lines else ""
 
     def _kill(self) -> None:
         # The whole session: user code may have started processes of its own.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
-from dovetail.hooks import BoundHook
+from dovetail.hooks import BoundHook, spec_of
+from dovetail.hooks.adapt import adapt
 from dovetail.rollout.evaluate import EvalSet, Evaluation
 from dovetail.rollout.rollout import Rollout
 from dovetail.rollout.sampling import rollout_sampling
@@ -38,6 +40,21 @@ def rollout(hook: BoundHook, stage: Stage) -> None:
             stage.warn(odd)
         _check_rewards(samples, stage)
     _check_numbers(output.metrics)
+    if _also_evaluates(hook, stage):
+        spec = spec_of("eval_function")
+        try:
+            evaluation(replace(hook, spec=spec, native=adapt(spec, hook.invoke)), stage)
+        except Fault as fault:
+            raise Fault(
+                f"{fault} (in evaluation, which calls it too: --eval-function-path names another)"
+            ) from None
+
+
+def _also_evaluates(hook: BoundHook, stage: Stage) -> bool:
+    """Whether the run evaluates by this rollout function, for want of another."""
+    config = stage.config
+    foreign = "native" not in hook.form.families
+    return foreign and config.eval.eval_interval is not None and not config.hooks.eval_function_path
 
 
 def _check_rewards(samples: list[Any], stage: Stage) -> None:
@@ -82,6 +99,10 @@ def _call(
     default: Callable[[int], Awaitable[Any]],
     evaluation: bool = False,
 ) -> RolloutCall:
+    reward = stage.config.reward
+    if reward.rm_type is None and stage.config.hooks.custom_rm_path is None:
+        # Rows may name their reward themselves; made-up ones do not.
+        stage.args.rm_type = "random"
     return RolloutCall(
         rollout_id=0,
         evaluation=evaluation,

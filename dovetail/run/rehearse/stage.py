@@ -222,7 +222,7 @@ class Stage:
         looked_up = isinstance(error, LookupError | TypeError | AttributeError | ValueError)
         if not looked_up or self._code(error).startswith("raise"):
             return None
-        before = _LEAVE_MARKS
+        before: tuple[str, ...] = _LEAVE_MARKS
         if self.slot in before:
             before = before[: before.index(self.slot)]
         asked = [slot for slot in before if getattr(self.config.hooks, spec_of(slot).leaf)]
