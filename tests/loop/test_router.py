@@ -111,7 +111,15 @@ class Count:
         response.headers["x-seen"] = number
         return response
 """
+WRONG = """
+from slime.utils.http_utils import post
 
+
+async def generate(args, sample, sampling_params):
+    url = f"http://{args.sglang_router_ip}:{args.sglang_router_port}/generate"
+    params = {"max_new_token": 4}
+    return await post(url, {"text": sample.prompt, "sampling_params": params})
+"""
 PARITY = "def rm(sample):\n    return sample.index % 2\n"
 
 
@@ -251,3 +259,13 @@ def test_middleware_stands_before_every_request(place: Place) -> None:
     )
     assert main(flags) == 0
     assert sorted(answer["seen"] for answer in _answers(place)) == ["1", "2", "3", "4"]
+
+
+def test_a_wrong_field_reaches_the_user_at_once_with_the_nearest_name(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    user = place.write("user.py", WRONG)
+    flags = _train(place, custom_generate_function_path=f"{user}:generate", max_failed_groups=1)
+    assert main(flags) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "sampling_params.max_new_token: no such field; did you mean" in said

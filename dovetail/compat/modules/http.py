@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 _MAX_CONNECTIONS = 1024
 _RETRY_S = 1.0
 _POLL_S = 1.0
+_FINAL = (400, 413, 422, 501)
+"""The request itself is wrong: it stays wrong however often it is made."""
 _WITHOUT_BODY = ("get", "delete", "head")
 
 _sessions: WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSession] = WeakKeyDictionary()
@@ -36,8 +38,8 @@ async def post(
 ) -> Any:
     """What `url` answers to `payload` as JSON: parsed if it is JSON, else its text.
 
-    A refusal, a broken connection and a status from 400 on are tried again, `max_retries` times in
-    all, a second apart. `action` is the HTTP method.
+    A broken connection and a status from 400 on are tried again, `max_retries` times in all, a
+    second apart; not one that says that the request itself is wrong. `action` is the HTTP method.
 
     Raises:
         aiohttp.ClientError, OSError: what the last try ended with.
@@ -49,7 +51,7 @@ async def post(
         # Whatever went wrong may be over in a second: an engine restarts, a router reloads.
         except Exception as error:
             log.info("%s failed (%d of %d): %s", url, attempt, max_retries, error)
-            if attempt >= max_retries:
+            if attempt >= max_retries or getattr(error, "status", None) in _FINAL:
                 raise
             await asyncio.sleep(_RETRY_S)
     raise AssertionError("the last try returns or raises")
