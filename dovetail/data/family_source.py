@@ -25,6 +25,7 @@ from dovetail.data.state import sample_from_json, sample_to_json, value_from_jso
 from dovetail.hooks import bind
 from dovetail.observe.atomic import write_atomic
 from dovetail.types import CheckpointError, Group, HookRunError, Sample
+from dovetail.types.calls import MAKING_SOURCE
 
 log = logging.getLogger("dovetail.data")
 
@@ -289,11 +290,6 @@ def pop_first(args: Any, rollout_id: int | None, buffer: list[Group], num_sample
 
 
 def _read_dataset(args: Any) -> Dataset:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(
-        args.hf_checkpoint, trust_remote_code=getattr(args, "trust_remote_code", False)
-    )
     names = ("input_key", "label_key", "metadata_key", "tool_key")
     given: dict[str, Any] = {name: getattr(args, name) for name in names if _given(args, name)}
     prompt_format = PromptFormat(
@@ -307,11 +303,23 @@ def _read_dataset(args: Any) -> Dataset:
     prompts = load_prompts(
         args.prompt_data,
         prompt_format,
-        tokenizer,
+        _tokenizer_of(args),
         max_prompt_len=min((limit for limit in limits if limit), default=None),
         sft=getattr(args, "loss_type", None) == "sft_loss",
     )
     return Dataset(prompts[:], getattr(args, "rollout_seed", 42))
+
+
+def _tokenizer_of(args: Any) -> Any:
+    """The run's where a run makes the source, else that of `args.hf_checkpoint`."""
+    making = MAKING_SOURCE.get()
+    if making is not None and making.tokenizer is not None:
+        return making.tokenizer
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(
+        args.hf_checkpoint, trust_remote_code=getattr(args, "trust_remote_code", False)
+    )
 
 
 def _given(args: Any, name: str) -> bool:

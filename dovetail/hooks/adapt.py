@@ -27,7 +27,7 @@ from dovetail.types import (
     RolloutOutput,
     Sample,
 )
-from dovetail.types.calls import RUNNING_ROLLOUT
+from dovetail.types.calls import MAKING_SOURCE, RUNNING_ROLLOUT
 
 Adapter = Callable[[HookSpec, Invoke], Callable[..., Any]]
 
@@ -182,7 +182,11 @@ def _eval_log(spec: HookSpec, invoke: Invoke) -> Callable[..., bool]:
 
 def _data_source(spec: HookSpec, invoke: Invoke) -> Callable[[DataSourceCall], UserSource]:
     def make(call: DataSourceCall) -> UserSource:
-        made = invoke.finished(call=dataclasses.replace(call, args=invoke.args))
+        token = MAKING_SOURCE.set(call)
+        try:
+            made = invoke.finished(call=dataclasses.replace(call, args=invoke.args))
+        finally:
+            MAKING_SOURCE.reset(token)
         pairs = (("state_dict", "load_state_dict"), ("save", "load"))
         ways = [all(callable(getattr(made, name, None)) for name in pair) for pair in pairs]
         served = all(callable(getattr(made, name, None)) for name in ("get_samples", "add_samples"))

@@ -74,7 +74,10 @@ class ArgsView(argparse.Namespace):
     def __getattr__(self, name: str) -> Any:
         # Only reached when normal lookup failed.
         near = [] if name.startswith("__") else get_close_matches(name, self.__dict__, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        own = (
+            "; a name of your own comes from --custom-config-path (TOML: hooks.custom_config_path)"
+        )
+        hint = f"; did you mean {near[0]!r}?" if near else own
         raise AttributeError(f"args has no attribute {name!r}{hint}")
 
 

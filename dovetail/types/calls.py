@@ -229,6 +229,10 @@ class DataSourceCall:
     """The configuration's data section."""
 
 
+MAKING_SOURCE: ContextVar[DataSourceCall | None] = ContextVar("MAKING_SOURCE", default=None)
+"""As RUNNING_CALL, while a user's data source is made."""
+
+
 @dataclass(frozen=True)
 class LossCall:
     """What a loss function gets: one micro-batch. Lists have one entry per sample.

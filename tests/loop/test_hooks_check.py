@@ -215,3 +215,39 @@ def test_new_overwrites_nothing_and_knows_forms_and_names(
     assert "expected one of native, slime, vime, miles" in capsys.readouterr().err
     assert main(["hooks", "new", "custom_rm", str(tmp_path / "a.txt")]) == 2
     assert main(["hooks", "new"]) == 2
+
+
+def test_a_source_of_the_family_is_checked_with_neither_data_nor_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source.py"
+    source.write_text(
+        "from slime.rollout.data_source import RolloutDataSourceWithBuffer\n\n\n"
+        "class Halving(RolloutDataSourceWithBuffer):\n"
+        "    def __init__(self, args):\n"
+        "        super().__init__(args)\n"
+        "        del self.dataset.samples[len(self) // 2 + 1 :]\n",
+        encoding="utf-8",
+    )
+    assert main(["hooks", "check", "--data-source-path", f"{source}:Halving"]) == 0
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"input": "1+1=", "label": "2"}\n' * 4, encoding="utf-8")
+    argv = ["--data-source-path", f"{source}:Halving", "--prompt-data", str(rows)]
+    assert main(["hooks", "check", *argv]) == 0
+    assert "could not be judged" not in capsys.readouterr().out
+
+
+def test_a_rollout_function_that_scores_by_the_family_is_checked_without_a_reward(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rollout = tmp_path / "rollout.py"
+    rollout.write_text(
+        "from slime.rollout.sglang_rollout import GenerateState, generate_and_rm_group\n\n\n"
+        "async def rollout(args, rollout_id, data_source, evaluation=False):\n"
+        "    how = GenerateState(args).sampling_params\n"
+        "    groups = data_source.get_samples(args.rollout_batch_size)\n"
+        "    return [await generate_and_rm_group(args, group, dict(how)) for group in groups]\n",
+        encoding="utf-8",
+    )
+    code = main(["hooks", "check", "--rollout-function-path", f"{rollout}:rollout"])
+    assert code == 0, capsys.readouterr().out

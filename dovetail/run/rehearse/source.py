@@ -7,6 +7,7 @@ import itertools
 import json
 import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from dovetail.config.run import RunConfig
@@ -16,7 +17,7 @@ from dovetail.run.rehearse.samples import prompts
 from dovetail.run.rehearse.stage import Stage
 from dovetail.run.rehearse.tokenizers import tokenizer_of
 from dovetail.run.rehearse.verdict import Fault, NotInRehearsal
-from dovetail.types import DataSourceCall, Group
+from dovetail.types import DataSourceCall, Group, Sample
 
 
 class FewPrompts:
@@ -98,6 +99,7 @@ def data_source(hook: BoundHook, stage: Stage) -> None:
     with tempfile.TemporaryDirectory() as directory:
         # A source with files of its own writes them where the run saves.
         stage.args.save = directory
+        _name_rows(stage, found, Path(directory) / "rows.jsonl")
         source = stage.call(hook, call)
         taken = stage.call(source.get_samples, 2)
         _check_groups(taken, 2, size)
@@ -106,6 +108,17 @@ def data_source(hook: BoundHook, stage: Stage) -> None:
         again = stage.call(source.get_samples, 1)
         _check_groups(again, 1, size)
         _check_state(source, stage)
+
+
+def _name_rows(stage: Stage, found: list[Sample], path: Path) -> None:
+    """Made-up prompts in a file, for a source that reads `args.prompt_data` and was given none."""
+    data = stage.config.data
+    if data.prompt_data is not None:
+        return
+    label_key = data.label_key or "label"
+    rows = [{data.input_key: sample.prompt, label_key: sample.label} for sample in found]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    stage.args.prompt_data, stage.args.label_key = str(path), label_key
 
 
 def _check_groups(groups: list[Group], wanted: int, size: int) -> None:
@@ -118,7 +131,10 @@ def _check_groups(groups: list[Group], wanted: int, size: int) -> None:
                 "(--n-samples-per-prompt, TOML: rollout.n_samples_per_prompt)"
             )
         if not all(sample.prompt or sample.tokens for sample in group):
-            raise Fault("get_samples gives a sample with neither prompt nor tokens")
+            raise Fault(
+                "get_samples gives a sample with neither prompt nor tokens; set sample.prompt (a "
+                "string or a list of messages)"
+            )
         if len({id(sample) for sample in group}) != len(group):
             raise Fault("get_samples gives the same Sample several times in one group")
 
@@ -126,7 +142,10 @@ def _check_groups(groups: list[Group], wanted: int, size: int) -> None:
 def _check_numbers(groups: list[Group], stage: Stage) -> None:
     samples = [sample for group in groups for sample in group]
     if any(sample.index is None or sample.group_index is None for sample in samples):
-        raise Fault("get_samples gives samples without index or group_index")
+        raise Fault(
+            "get_samples gives samples without index or group_index; number them as they are made: "
+            "sample.index counts samples, sample.group_index groups"
+        )
     if len({sample.index for sample in samples}) != len(samples):
         raise Fault("get_samples gives several samples the same index")
     if any(len({sample.group_index for sample in group}) != 1 for group in groups):
