@@ -31,11 +31,11 @@ def read_settings(argv: Sequence[str]) -> Resolved:
     return resolve([_run_file(Path(name)) for name in files], flags, _own_flags)
 
 
-def _own_flags(paths: list[str]) -> argparse.ArgumentParser | None:
+def _own_flags(paths: dict[str, str], foreign: bool) -> argparse.ArgumentParser | None:
     # Only a command line with flags that nobody knows needs the user's modules this early.
     from dovetail.hooks.own_flags import own_flags
 
-    return own_flags(paths)
+    return own_flags(paths, foreign)
 
 
 def _run_file(path: Path) -> Path:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from dovetail.config.aliases import ALIASES
@@ -27,8 +28,9 @@ from dovetail.types.errors import ConfigError
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
-OwnFlags = Callable[[list[str]], argparse.ArgumentParser | None]
-"""From the paths of the user's functions to a parser of the flags that they bring along."""
+OwnFlags = Callable[[dict[str, str], bool], argparse.ArgumentParser | None]
+"""From the paths of the user's functions, by leaf, and whether they may import foreign names, to a
+parser of the flags that they bring along."""
 OWNERS_OF_FLAGS = (
     "rollout_function_path",
     "eval_function_path",
@@ -64,16 +66,28 @@ def read_flags(tokens: Sequence[str], into: Incoming, own_flags: OwnFlags | None
 def _offer(into: Incoming, own_flags: OwnFlags | None) -> None:
     if not into.strange:
         return
-    paths = [into.values[leaf] for leaf in OWNERS_OF_FLAGS if into.values.get(leaf)]
-    parser = own_flags(paths) if own_flags is not None and paths else None
+    paths = {leaf: into.values[leaf] for leaf in OWNERS_OF_FLAGS if into.values.get(leaf)}
+    foreign = into.values.get("compat_imports", True)
+    parser = own_flags(paths, foreign) if own_flags is not None and paths else None
     if parser is None:
         raise into.strange[0].error
     known = set(parser._option_string_actions)
     for strange in into.strange:
-        if strange.tokens[0].partition("=")[0] not in known:
-            raise strange.error
+        written = strange.tokens[0].partition("=")[0]
+        if written not in known:
+            raise _nearest_own(written, known) or strange.error
     given = parser.parse_args([token for strange in into.strange for token in strange.tokens])
     into.put("plugin_args", _plain(vars(given)), f"flag {into.strange[0].tokens[0]}")
+
+
+def _nearest_own(written: str, known: set[str]) -> ConfigError | None:
+    near = get_close_matches(written, known, n=1, cutoff=0.8)
+    if not near:
+        return None
+    return ConfigError(
+        f"on the command line: unknown flag {written}; did you mean {near[0]} (a flag of the "
+        "user's function)?"
+    )
 
 
 def _plain(given: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn
 
-from dovetail.hooks.load import load, split_family
+from dovetail.hooks.load import admit_foreign_imports, load, split_family
 from dovetail.hooks.table import spec_of
 from dovetail.types import ConfigError
 
@@ -15,14 +15,20 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"on the command line: {message} (a flag of the user's function)")
 
 
-def own_flags(paths: list[str]) -> argparse.ArgumentParser | None:
-    """A parser with the flags of the functions at `paths`; None when they have none.
+def own_flags(paths: dict[str, str], foreign: bool = True) -> argparse.ArgumentParser | None:
+    """A parser with the flags of functions; None when they have none.
+
+    Args:
+        paths: by the leaf that names the function.
+        foreign: whether they may import what other frameworks are called.
 
     Raises:
         HookError: a function can't be loaded.
     """
-    spec = spec_of("custom_generate_function")
-    targets = [load(spec, split_family(path)[1]) for path in dict.fromkeys(paths)]
+    if foreign:
+        admit_foreign_imports()
+    specs = {path: spec_of(leaf.removesuffix("_path")) for leaf, path in paths.items()}
+    targets = [load(spec, split_family(path)[1]) for path, spec in specs.items()]
     adding = [target for target in targets if hasattr(target, "add_arguments")]
     if not adding:
         return None

@@ -5,7 +5,7 @@ import pytest
 from dovetail.config.resolve import resolve
 from dovetail.hooks import ArgsView, bind_hooks
 from dovetail.hooks.own_flags import own_flags
-from dovetail.types import ConfigError
+from dovetail.types import ConfigError, HookError
 
 PLUGIN = """
 async def generate(args, sample, sampling_params):
@@ -47,7 +47,7 @@ def test_without_them_their_defaults_are_there(path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--max-turn", "2"], "unknown flag --max-turn"),
+        (["--max-turn", "2"], r"unknown flag --max-turn; did you mean --max-turns \("),
         (["--max-turns", "2", "--rollout-batch-sizes", "3"], "did you mean --rollout-batch-size"),
         (["--max-turns", "many"], "--max-turns: invalid int value: 'many'"),
         (["--verbose-agent", "yes"], "unrecognized arguments: yes"),
@@ -71,3 +71,19 @@ def test_they_may_stand_in_a_run_file_too(path, tmp_path):
     assert ArgsView(config).max_turns == 9
     with pytest.raises(ConfigError, match=r"sets 'lr', which is set by --lr"):
         ArgsView(resolve([], ["--plugin-args", '{"lr": 1}']).config)
+
+
+def test_the_function_may_import_what_another_framework_is_called(tmp_path):
+    (tmp_path / "foreign_agent.py").write_text("import miles.utils.types\n" + PLUGIN)
+    path = ["--rollout-function-path", f"{tmp_path}/foreign_agent.py:generate"]
+    assert resolve([], [*path, "--max-turns", "2"], own_flags).config.hooks.plugin_args == {
+        "max_turns": 2,
+        "tools": None,
+        "verbose_agent": False,
+    }
+
+
+def test_a_function_that_cannot_be_loaded_is_named_by_its_own_flag(tmp_path):
+    flags = ["--rollout-function-path", f"{tmp_path}/none.py:roll", "--max-turns", "2"]
+    with pytest.raises(HookError, match=r"--rollout-function-path .*: no file"):
+        resolve([], flags, own_flags)
