@@ -52,9 +52,10 @@ def limits_of(args) -> Limits:
 
 def log_rollout(rollout_id, args, samples, rollout_extra_metrics, rollout_time):
     """How the programs of a step ended, as metrics."""
-    ends = [end for sample in samples for end in sample.metadata["sandbox"]]
+    ends = [end for sample in samples for end in sample.metadata.get("sandbox", ())]
     for reason in Reason:
-        rollout_extra_metrics[f"sandbox/{reason.value}"] = ends.count(reason.value) / len(ends)
+        share = ends.count(reason.value) / max(len(ends), 1)
+        rollout_extra_metrics[f"sandbox/{reason.value}"] = share
     return False
 
 

@@ -168,7 +168,10 @@ def test_a_fenced_program_is_tried_on_every_test():
 def test_a_run_learns_to_write_programs_that_run(run_example, tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     make_prompts(prompts)
-    flags = ["--prompt-data", prompts, "--num-rollout", 8, "--rollout-batch-size", 4]
+    # Endless programs are common at first; each costs its whole time.
+    (tmp_path / "limits.yaml").write_text("sandbox_wall_s: 0.6\n")
+    flags = ["--prompt-data", prompts, "--num-rollout", 7, "--rollout-batch-size", 3]
+    flags += ["--custom-config-path", tmp_path / "limits.yaml"]
     rows = run_example("code_sandbox", *flags)
     finished = [row["sandbox/finished"] for row in rows]
     assert sum(finished[-3:]) > sum(finished[:3]) + 0.3
