@@ -13,11 +13,11 @@ from dovetail.cli.hooks_new import body, defined
 from dovetail.cli.main import main
 from dovetail.hooks import HOOKS
 from dovetail.types.errors import UsageError
-from tests.loop.wrong_hooks import CRASHES, WRONG, Wrong
+from tests.loop.wrong_hooks import WRONG, Wrong
 
 _SECONDS = re.compile(r"([\d.]+) s\)$", re.MULTILINE)
-_IMPORT_S = 15.0
-"""Importing torch, which is not part of a hook's own time, on a busy machine."""
+_LIMIT_S = 20.0
+"""On a machine with nothing else to do it is 4 s at most; imports of torch stretch on a busy one."""
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.name)
@@ -31,7 +31,7 @@ def test_check_names_what_is_wrong_within_seconds_and_exits_with_1(
     for words in wrong.says:
         assert words in out
     (seconds,) = map(float, _SECONDS.findall(out))
-    assert seconds < (5.0 if wrong in CRASHES else _IMPORT_S)
+    assert seconds < _LIMIT_S
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.name)
