@@ -17,7 +17,7 @@ from tests.loop.wrong_hooks import WRONG, Wrong
 
 _SECONDS = re.compile(r"([\d.]+) s\)$", re.MULTILINE)
 _LIMIT_S = 20.0
-"""On a machine with nothing else to do it is 4 s at most; imports of torch stretch on a busy one."""
+"""With nothing else to do it is 4 s at most; importing torch takes longer on a busy machine."""
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.name)
