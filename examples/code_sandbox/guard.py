@@ -14,6 +14,7 @@ import json
 import os
 import random
 import resource
+import runpy
 import stat
 import sys
 
@@ -183,8 +184,6 @@ def build_fence():
 def main():
     """Walls, fence, program."""
     limits = json.loads(sys.argv[1])
-    with open("program.py", encoding="utf-8") as file:
-        source = file.read()
     walls = build_walls(limits)
     print(json.dumps(walls), file=sys.stderr, flush=True)
     sys.argv[:] = ["program.py"]
@@ -192,8 +191,7 @@ def main():
         sys.modules.pop(name, None)
     if limits["fence"]:
         build_fence()
-    program = {"__name__": "__main__", "__file__": "program.py"}
-    exec(compile(source, "program.py", "exec"), program)
+    runpy.run_path("program.py", run_name="__main__")
 
 
 if __name__ == "__main__":
