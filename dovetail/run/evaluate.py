@@ -13,6 +13,7 @@ from dovetail.observe.tracker import check_trackers
 from dovetail.run.build import Parts
 from dovetail.run.interrupt import Interrupt, Interrupted
 from dovetail.run.leaving import users_runner
+from dovetail.run.rehearse.plan import IN_EVALUATION, rehearse_hooks
 from dovetail.run.report import Reporter, RunReport, Timer, tracker_names
 from dovetail.run.rollouts import make_evaluator
 from dovetail.run.validate import validate_names
@@ -32,6 +33,7 @@ def run_eval(resolved: Resolved) -> RunReport:
     check_evaluation(config)
     validate_names(config)
     with open_log(None):
+        rehearse_hooks(resolved, IN_EVALUATION)
         parts = Parts(resolved)
         parts.check_lengths()
         _ = parts.eval_sets, parts.scorer, parts.models.model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from dovetail.config.eval_sets import eval_sets
 from dovetail.config.leaves import leaves
@@ -42,8 +42,20 @@ def _paths(value: str | list[str] | None) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
-def rehearse_hooks(resolved: Resolved) -> None:
-    """Try out the hooks that this run will call, in a process of their own.
+IN_EVALUATION = (
+    "rollout_function",
+    "eval_function",
+    "custom_generate_function",
+    "rollout_sample_hook",
+    "custom_rm",
+    "custom_eval_rollout_log_function",
+    "router_middleware",
+)
+"""Slots that an evaluation alone calls."""
+
+
+def rehearse_hooks(resolved: Resolved, slots: Collection[str] | None = None) -> None:
+    """Try out the hooks that this run will call (of `slots`), in a process of their own.
 
     Hooks that can't be loaded are left to the run, which says why; those that could not be judged
     are warned about. `--no-check-hooks` (TOML: hooks.check_hooks) turns it off.
@@ -54,7 +66,11 @@ def rehearse_hooks(resolved: Resolved) -> None:
     config = resolved.config
     if not config.hooks.check_hooks:
         return
-    asked = [item for item in items(config) if _is_used(item, config)]
+    asked = [
+        item
+        for item in items(config)
+        if _is_used(item, config) and (slots is None or item.slot in slots)
+    ]
     if not asked:
         return
     verdicts = list(rehearse(resolved, asked, config.hooks.hook_check_timeout_s))
