@@ -33,7 +33,10 @@ _POSITION = ("sample_offset", "epoch_id", "sample_group_index", "sample_index")
 
 
 class DataSource(ABC):
-    """What a rollout asks for prompts. Subclassing it is not required."""
+    """What a rollout asks for prompts. Subclassing it is not required.
+
+    slime and vime also ask for `__len__`, prompts per epoch; miles does not, so it may be left out.
+    """
 
     @abstractmethod
     def get_samples(self, num_samples: int) -> list[Group]:
@@ -50,10 +53,6 @@ class DataSource(ABC):
     @abstractmethod
     def load(self, rollout_id: int | None = None) -> None:
         """Go on from the state after rollout `rollout_id`."""
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """Prompts per epoch."""
 
 
 class Dataset:

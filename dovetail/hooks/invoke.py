@@ -31,7 +31,8 @@ class Invoke:
         self.spec, self.target, self.match, self.args = spec, target, match, args
         self.is_async = is_async(target)
         self.name = getattr(target, "__qualname__", None) or type(target).__qualname__
-        self._file = place(target).rpartition(":")[0]
+        self._place = place(target)
+        self._file = self._place.rpartition(":")[0]
         self._instance: Any = None
         self._construction = threading.Lock()
 
@@ -107,7 +108,7 @@ class Invoke:
         which samples."""
         return HookRunError(
             f"{self.spec.where}: {name or self.name} raised {type(error).__name__}: {error}"
-            f"{about(values)} (at {blame(error, self._file)})"
+            f"{about(values)} (at {blame(error, self._file, self._place)})"
         )
 
     def _on_a_loop(self, got: Awaitable[Any]) -> Any:

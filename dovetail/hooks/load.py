@@ -204,14 +204,17 @@ def _import_failed(spec: HookSpec, path: str, error: BaseException) -> HookError
     )
 
 
-def blame(error: BaseException, file: str | None = None) -> str:
+def blame(error: BaseException, file: str | None = None, called: str | None = None) -> str:
     """`file:line, in function` of the user's code that raised: the innermost frame of `file` if it
-    is there, else the innermost outside this package and the import machinery."""
+    is there, else the innermost outside this package and the import machinery; else `called`, the
+    place of what could not even be entered."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     frames = traceback.extract_tb(error.__traceback__)
     ours = str(Path(__file__).parent.parent)
     theirs = [f for f in frames if not f.filename.startswith((ours, "<frozen", importlib.__file__))]
     own = [frame for frame in theirs if frame.filename == file]
+    if not theirs and called is not None:
+        return called
     chosen = (own or theirs or list(frames))[-1:]
     return "".join(f"{f.filename}:{f.lineno}, in {f.name}" for f in chosen) or "an unknown place"

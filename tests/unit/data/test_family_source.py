@@ -152,3 +152,13 @@ def test_a_plugins_source_is_a_subclass_with_its_own_choice(files):
     assert isinstance(source, DataSource)
     labels = [group[0].label for group in source.get_samples(5)]
     assert labels == sorted(labels)
+
+
+def test_a_source_may_leave_its_length_out():
+    class Source(DataSource):
+        def get_samples(self, num_samples): ...
+        def add_samples(self, samples): ...
+        def save(self, rollout_id): ...
+        def load(self, rollout_id=None): ...
+
+    assert bool(Source())

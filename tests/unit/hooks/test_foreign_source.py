@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from dovetail.config.run import RunConfig
+from dovetail.data.family_source import DataSource
 from dovetail.hooks import ArgsView, bind
 from dovetail.types import DataSourceCall, HookRunError, Sample
 
@@ -136,3 +137,16 @@ def test_methods_may_be_async():
             return [[Sample(index=8)]]
 
     assert made(Async).get_samples(1)[0][0].index == 8
+
+
+def test_one_that_cannot_be_made_is_named_by_its_own_place():
+    class Unfinished(DataSource):
+        def __init__(self, args): ...
+        def get_samples(self, num_samples): ...
+        def add_samples(self, samples): ...
+        def save(self, rollout_id): ...
+
+    with pytest.raises(
+        HookRunError, match=r"abstract .*load.* \(at .*test_foreign_source\.py:\d+\)"
+    ):
+        bind("data_source", Unfinished, ARGS)(DataSourceCall())
