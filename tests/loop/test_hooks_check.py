@@ -251,3 +251,19 @@ def test_a_rollout_function_that_scores_by_the_family_is_checked_without_a_rewar
     )
     code = main(["hooks", "check", "--rollout-function-path", f"{rollout}:rollout"])
     assert code == 0, capsys.readouterr().out
+
+
+def test_a_function_that_reads_no_engine_is_checked_beside_torch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_eval.py").write_text(
+        "import torch\nfrom miles.rollout.base_types import RolloutFnEvalOutput\n\n\n"
+        "def evaluate(args, rollout_id, data_source, evaluation=False):\n"
+        "    score = float(torch.ones(()))\n"
+        "    return RolloutFnEvalOutput(data={'own': {'rewards': [score], 'truncated': [False]}})\n",
+        encoding="utf-8",
+    )
+    code = main(["hooks", "check", "--eval-function-path", "own_eval.evaluate"])
+    out = capsys.readouterr().out
+    assert (code, "could not be judged" in out) == (0, False), out

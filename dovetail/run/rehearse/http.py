@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import os
 import sys
 import urllib.error
 import urllib.request
@@ -110,7 +111,8 @@ def _may_ask(stage: Stage) -> bool:
     modules = [
         module
         for module in list(sys.modules.values())
-        if (file := getattr(module, "__file__", None)) and stage.is_users(file)
+        # torch.classes says "_classes.py", which would be a file of the working directory.
+        if os.path.isabs(file := getattr(module, "__file__", None) or "") and stage.is_users(file)
     ]
     return any(sign in _source(module) for module in modules for sign in _SIGNS)
 
