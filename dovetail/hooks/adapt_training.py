@@ -33,8 +33,8 @@ def _convert(spec: HookSpec, invoke: Invoke) -> Callable[[list[Sample]], dict[st
 
 def _data_postprocess(spec: HookSpec, invoke: Invoke) -> Callable[..., None]:
     def postprocess(rollout_id: int, data: dict[str, Any], samples: list[Sample]) -> None:
-        named = {"data": data, "rollout_data": data, "samples": samples}
-        invoke.finished(rollout_id=rollout_id, groups=_by_group(samples), **named)
+        named = {"data": data, "rollout_data": data, "flat_samples": samples}
+        invoke.finished(rollout_id=rollout_id, samples=_by_group(samples), **named)
 
     return postprocess
 

@@ -211,8 +211,13 @@ def _difference(shape: Shape, form: CallForm) -> str | None:
     takes_any = shape.var_keyword or bool({p.name for p in unfilled} & set(form.named))
     if not missing and form.named and not takes_any:
         return f"yours names none of {_quoted(form.named)}"
-    verb = "is" if len(missing) == 1 else "are"
-    return f"yours requires {_quoted(missing)}, which {verb} not passed" if missing else None
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        return f"yours requires {_quoted(missing)}, which {verb} not passed"
+    for name, parameter in zip(given, shape.positional, strict=False):
+        if parameter.name != name and parameter.name in given:
+            return f"your {parameter.name!r} stands where {name!r} is passed"
+    return None
 
 
 def _only_by_position(shape: Shape, name: str) -> bool:
@@ -227,9 +232,10 @@ def _quoted(names: Any) -> str:
 def _choose(
     fitting: list[CallForm], target: Any, family: str | None
 ) -> tuple[CallForm, str | None]:
-    told = [form for form in fitting if _is_told(_shape_for(target, form), form)]
+    annotated = [form for form in fitting if _is_annotated(_shape_for(target, form), form)]
+    named = [form for form in fitting if _is_named(_shape_for(target, form), form)]
     silent = [form for form in fitting if not form.told_by]
-    fitting = told or silent or fitting
+    fitting = annotated or named or silent or fitting
     agreeing = {form: _agreement(_shape_for(target, form), form) for form in fitting}
     best = max(agreeing.values())
     if best > (False, 0):
@@ -260,14 +266,21 @@ def _agreement(shape: Shape, form: CallForm) -> tuple[bool, int]:
     return first, sum(same) + len(named)
 
 
-def _is_told(shape: Shape, form: CallForm) -> bool:
-    """Whether the last parameter's annotation, or without one its name, speaks for this form."""
+def _is_annotated(shape: Shape, form: CallForm) -> bool:
+    """Whether the last parameter's annotation speaks for this form."""
+    last = len(form.positional) - 1
+    if not form.told_by or last >= len(shape.positional):
+        return False
+    return _annotation(shape.positional[last]) in form.told_by
+
+
+def _is_named(shape: Shape, form: CallForm) -> bool:
+    """Whether the last parameter's name does, where its annotation speaks for none."""
     last = len(form.positional) - 1
     if not form.told_by or last >= len(shape.positional):
         return False
     parameter = shape.positional[last]
-    bare = _annotation(parameter)
-    return bare in form.told_by or (parameter.name in form.told_by and "list[list[" not in bare)
+    return parameter.name in form.told_by and "list[list[" not in _annotation(parameter)
 
 
 def _annotation(parameter: inspect.Parameter) -> str:

@@ -90,7 +90,8 @@ def check_more_values(spec, got):
         data = got.get("data", got.get("rollout_data"))
         assert data is None or data["rewards"] == [1.0, -1.0]
         assert got.get("rollout_id", 4) == 4
-        assert [len(group) for group in got.get("groups", [])] in ([], [2])
+        assert [len(group) for group in got.get("samples", [])] in ([], [2])
+        assert len(got.get("flat_samples", "of")) == 2
     if spec.slot == "custom_tis_function" and "pg_loss" in got:
         assert got["pg_loss"].tolist() == [1.0, 2.0, 3.0] and got["total_lengths"] == [3, 2]
         assert got["max_seq_lens"] is None and len(got) == 9

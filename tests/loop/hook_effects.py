@@ -186,8 +186,8 @@ def _after_data(given: dict[str, Any]) -> None:
     data = given.get("data") or given.get("rollout_data")
     if data is not None:
         data["advantages"] = [0.0 * advantages for advantages in data["advantages"]]
-    grouped = (sample for group in given.get("groups", ()) for sample in group)
-    for sample in (*given.get("samples", ()), *grouped):
+    grouped = (sample for group in given.get("samples", ()) for sample in group)
+    for sample in (*given.get("flat_samples", ()), *grouped):
         sample.loss_mask = [0] * sample.response_length
 
 

@@ -268,7 +268,7 @@ def custom_convert_samples_to_train_data(left: Left) -> None:
 def rollout_data_postprocess(left: Left) -> None:
     if left.form.positional == ("args",):
         assert len(left.calls) == 2
-    elif {"samples", "groups"} & set(left.form.positional):
+    elif {"samples", "flat_samples"} & set(left.form.positional):
         assert [row["train/tokens"] for row in left.steps] == [0.0, 0.0]
     else:
         assert [row["train/grad_norm"] for row in left.steps] == [0.0, 0.0]

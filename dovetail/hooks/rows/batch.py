@@ -55,14 +55,14 @@ BATCH: tuple[HookSpec, ...] = (
             CallForm(
                 families=FOREIGN,
                 positional=("args", "samples"),
-                told_by=("samples", "list[Sample]", "Sequence[Sample]"),
-                origin=f"flat, {DOCUMENTED}",
+                told_by=("samples", "groups", "list[list[Sample]]"),
+                origin=f"by group, {DOCUMENTED}",
             ),
             CallForm(
                 families=FOREIGN,
-                positional=("args", "groups"),
-                told_by=("groups", "list[list[Sample]]"),
-                origin=DOCUMENTED,
+                positional=("args", "flat_samples"),
+                told_by=("flat_samples", "list[Sample]", "Sequence[Sample]"),
+                origin="flat",
             ),
         ),
         default="the data stays as it is",
@@ -73,8 +73,9 @@ BATCH: tuple[HookSpec, ...] = (
             "response_lengths, log_probs, advantages, returns, and what a custom conversion added. "
             "Trained tokens are counted anew from loss_masks unless it sets rollout_mask_sums. "
             "What it does to loss_mask, remove_sample and metadata of samples counts as well. "
-            "A function of (args, x) gets the samples if x is named `samples` or annotated "
-            "list[Sample], by group if it is annotated list[list[Sample]], else the data."
+            "A function of (args, x) gets the groups of samples if x is named `samples` or "
+            "annotated list[list[Sample]], the samples flat if it is annotated list[Sample], else "
+            "the data."
         ),
         example=(
             "def clip_advantages(data):\n"

@@ -46,6 +46,12 @@ def test_postprocess_takes_one_two_or_three():
     assert passed(slot, lambda args, samples: 0) == ("args", "samples")
     assert passed(slot, lambda args, rollout_data: 0) == ("args", "rollout_data")
     assert passed(slot, lambda args, x: 0) == ("args", "rollout_data")
+
+    def flat(args, samples: list[Sample]): ...
+    def nested(args, batch: "list[list[Sample]]"): ...
+
+    assert passed(slot, flat) == ("args", "flat_samples")
+    assert passed(slot, nested) == ("args", "samples")
     three = ("args", "rollout_id", "rollout_data")
     assert passed(slot, lambda args, rollout_id, rollout_data: 0) == three
     assert passed(slot, lambda a, b, c: 0) == three
@@ -165,3 +171,12 @@ def test_the_families_names_of_router_middleware_are_understood(tmp_path):
     ]
     with pytest.raises(ConfigError, match="slime-router-middleware-path"):
         hooks_of("--slime-router-middleware-pathz", "a.B")
+
+
+def test_names_that_another_value_is_passed_for_fit_no_form():
+    def swapped(args, rollout_id, samples, extra, time): ...
+
+    with pytest.raises(HookError, match="your 'args' stands where 'rollout_id' is passed"):
+        match(swapped, spec_of("custom_rollout_log_function"))
+    with pytest.raises(HookError, match="your 'sample' stands where 'args' is passed"):
+        match(lambda sample, args: 0, spec_of("custom_rm"))
