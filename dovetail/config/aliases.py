@@ -58,14 +58,25 @@ WITHOUT_EFFECT: dict[str, str] = _table(
             distributed-timeout-minutes tensor-model-parallel-size sequence-parallel
             pipeline-model-parallel-size context-parallel-size expert-model-parallel-size
             expert-tensor-parallel-size allgather-cp balance-data balance-by-flops
-            use-distributed-post""",
+            use-distributed-post pin-rollout-manager-to-head indep-dp delay-split-train-data-by-dp
+            object-store-backend mooncake-store-init-kwargs mooncake-replica-num
+            p2p-transfer-num-workers p2p-transfer-timeout debug-deterministic-collective
+            eval-num-gpus eval-num-gpus-per-engine""",
+        "evaluation runs between steps, on the weights of the step": """
+            eval-hf-dir eval-max-in-flight eval-overflow-policy eval-keep-snapshots""",
+        "the run's own server stands before its engine and has the middleware": """
+            use-slime-router slime-router-timeout slime-router-max-connections
+            slime-router-health-check-failure-threshold use-miles-router miles-router-timeout
+            miles-router-max-connections miles-router-health-check-failure-threshold""",
         "memory is shared by engine and trainer in this run": """
             offload offload-train offload-rollout offload-rollout-level offload-train-target
             update-weight-buffer-size update-weight-mode update-weight-transport
             update-weight-transfer-mode train-memory-margin-bytes optimizer-cpu-offload
             overlap-cpu-optimizer-d2h-h2d use-precision-aware-optimizer recompute-method
             recompute-num-layers recompute-loss-function log-probs-chunk-size
-            log-probs-max-tokens-per-gpu rollout-data-transport""",
+            log-probs-max-tokens-per-gpu rollout-data-transport offload-train-disk-dir
+            offload-train-disk-chunk-mb stream-optimizer-state-to-disk low-memory-resume
+            rematerialize-param-from-master-weight""",
         "micro-batches are always packed under max_tokens_per_gpu": """
             use-dynamic-batch-size data-pad-size-multiplier""",
         "the model's shape comes from hf_checkpoint": """
@@ -77,12 +88,14 @@ WITHOUT_EFFECT: dict[str, str] = _table(
             seq-length model-name megatron-to-hf-mode""",
         "gradients accumulate and attention is computed in float32 here": """
             accumulate-allreduce-grads-in-fp32 attention-softmax-in-fp32 attention-backend
-            qkv-format""",
+            qkv-format linear-attention-backend dsa-attention-backend miles-dsa-topk-backend""",
         "supervised runs compute no advantages (loss_type sft_loss)": """
             disable-compute-advantages-and-returns""",
         "metrics of this run are the same without it": """
             log-multi-turn disable-wandb-random-suffix wandb-always-use-train-step ci-test
-            ci-disable-kl-checker ci-train-rollout-logprob-abs-diff-threshold wandb-dir""",
+            ci-disable-kl-checker ci-train-rollout-logprob-abs-diff-threshold wandb-dir
+            ci-disable-logprobs-checker ci-disable-weight-update-checker mfu-peak-tflops env-report
+            observe-training-entropy""",
     }
 )
 
@@ -91,42 +104,65 @@ UNSUPPORTED: dict[str, str] = _table(
         "off-policy corrections and asynchronous rollouts": """
             use-opsm opsm-delta keep-old-actor update-weights-interval fully-async
             max-weight-staleness use-routing-replay use-rollout-routing-replay
-            use-unbiased-kl use-rollout-entropy true-on-policy-mode""",
+            use-unbiased-kl use-rollout-entropy true-on-policy-mode use-indexer-replay
+            use-rollout-indexer-replay recompute-logprobs-via-prefill pause-generation-mode
+            async-max-concurrent-samples async-data-buffer-capacity-factor
+            async-unused-samples-handler rollout-submission-granularity""",
         "critics, other estimators' settings and reference updates": """
             num-critic-only-steps value-clip gamma lambd critic-load critic-save critic-lr
             critic-lr-warmup-iters ref-update-interval ref-ckpt-step reset-optimizer-states
-            use-stateless-adam lr-warmup-fraction lr-wsd-decay-style""",
+            use-stateless-adam lr-warmup-fraction lr-wsd-decay-style skip-actor-forward-only""",
         "on-policy distillation": """
             use-opd opd-type opd-kl-coef opd-teacher-load opd-teacher-ckpt-step opd-log-prob-top-k
-            opd-teacher-urls opd-teacher-model""",
+            opd-teacher-urls opd-teacher-model opd-teacher-key opd-top-k-strategy
+            opd-reward-weight-mode opd-topk-per-position""",
         "LoRA and partly frozen models": """
             lora-rank lora-alpha lora-dropout lora-type target-modules exclude-modules
             lora-adapter-path only-train-params-name-list freeze-params-name-list freeze-indexer
-            mtp-num-layers mtp-loss-scaling-factor enable-mtp-training""",
+            mtp-num-layers mtp-loss-scaling-factor enable-mtp-training lora-sync-from-tensor
+            lora-base-cpu-backup lora-train-only experts-shared-outer-loras check-lora-weight-equal
+            multi-lora-n-adapters multi-lora-adapter multi-lora-idle-poll-s multi-lora-backend-path
+            multi-lora-http-server-path multi-lora-api-port multi-lora-disable-service-mode
+            multi-lora-max-adapter-global-batch-size multi-lora-max-coalesce-wait-s
+            multi-lora-max-empty-wait-s no-sglang-lora-use-virtual-experts""",
         "engines in other processes, and their repair": """
             rollout-external-engine-addrs rollout-external prefill-num-servers http-proxy
             use-fault-tolerance rollout-health-check-interval rollout-health-check-timeout
             rollout-health-check-first-wait update-weight-disk-dir release-train
             update-weight-disk-keep-files update-weight-delta-encoding update-weight-delta-checksum
             update-weight-local-checkpoint-dir
-            use-session-server use-miles-router rollout-buffer-url fetch-trajectory-retry-times
-            min-batch-collection-ratio rollout-task-type""",
+            use-session-server session-server-ip session-server-port session-message-matcher
+            tito-model rollout-buffer-url fetch-trajectory-retry-times min-batch-collection-ratio
+            rollout-task-type ft-components control-server-port mini-ft-controller-enable
+            mini-ft-controller-poll-interval mini-ft-controller-resume-delay""",
+        "steps of another size": """
+            allow-partial-train-step disable-rollout-trim-samples use-dynamic-global-batch-size""",
         "data and evaluation beyond text prompts": """
             multimodal-keys eval-config eval-tool-key eval-min-new-tokens eval-max-context-len
             start-rollout-id disable-rollout-global-dataset loss-mask-type chat-template-path""",
         "checkpoints in Megatron's form": """
-            async-save no-save-optim no-load-optim no-load-rng ckpt-step""",
+            async-save no-save-optim no-load-optim no-load-rng ckpt-step save-trigger-sentinel""",
         "other precisions, optimizers and trainers": """
             fp16 fp8-format megatron-config-path train-env-vars qwen-gdn-backend
             megatron-deepgemm-forward-layers megatron-deepgemm-forward-modules
-            megatron-deepgemm-moe-forward-layers megatron-deepgemm-moe-forward-modules""",
+            megatron-deepgemm-moe-forward-layers megatron-deepgemm-moe-forward-modules
+            extra-high-precision-layers-hf extra-high-precision-layers-megatron
+            stream-optimizer-state-moment-dtype""",
         "further tracking and debugging": """
             wandb-key wandb-host wandb-team wandb-run-id tb-project-name log-reward-category
             log-correct-samples tb-experiment-name load-forge-rollout-data
             load-debug-rollout-data-subsample save-debug-train-data dump-details memory-snapshot-dir
             memory-snapshot-num-steps profile-target memory-recorder record-memory-history
-            check-weight-update-equal ci-save-grad-norm ci-load-grad-norm use-mlflow
-            use-prometheus""",
+            check-weight-update-equal check-weight-update-selector check-weight-update-skip-list
+            check-weight-update-allow-quant-error save-local-weight-checksum ci-save-grad-norm
+            ci-load-grad-norm ci-ft-test-actions ci-inject-rollout-data-path ci-metric-checker-key
+            ci-metric-checker-threshold ci-save-model-hash ci-check-model-hash use-mlflow
+            mlflow-tracking-uri mlflow-experiment-name mlflow-run-name mlflow-run-id use-prometheus
+            prometheus-port prometheus-run-name use-miles-dashboard save-debug-trajectory-data
+            save-debug-event-data enable-event-analyzer enable-witness witness-buffer-size
+            dumper-enable dumper-dir dumper-inference dumper-fwd-only dumper-fwd-bwd
+            dumper-source-patcher-config-inference dumper-source-patcher-config-train
+            debug-exit-after-rollout debug-skip-weight-update debug-disable-optimizer""",
     }
 )
 
@@ -150,12 +186,31 @@ INSTEAD: dict[str, str] = {
 }
 """What to use here for a foreign setting of another meaning."""
 
+_IN_CUSTOM_CONFIG = "put {} into the file of --custom-config-path, for functions that read it"
+HOW: dict[str, str] = {
+    "fully_async": (
+        "use --rollout-function-path miles.rollout.fully_async_rollout.FullyAsyncRolloutFn instead"
+    ),
+    **{
+        name: _IN_CUSTOM_CONFIG.format(name)
+        for name in (
+            "max_weight_staleness",
+            "async_max_concurrent_samples",
+            "async_data_buffer_capacity_factor",
+            "async_unused_samples_handler",
+        )
+    },
+}
+"""How to have what an unsupported setting is for, when no one setting of ours does it."""
+
 
 def unsupported(name: str) -> str | None:
     """Why a known foreign name can't be used here, with what to use instead; None: not known."""
     flag = "--" + name.replace("_", "-")
     instead = INSTEAD.get(name)
     hint = f"; use --{instead.replace('_', '-')} instead" if instead else ""
+    if name in HOW:
+        hint = f"; {HOW[name]}"
     if name in UNSUPPORTED:
         return (
             f"{flag} is a flag of the slime family that this version does not support yet "

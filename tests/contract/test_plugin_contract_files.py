@@ -159,6 +159,14 @@ def test_what_is_wrong_is_said(kind, project):
         assert problem in output, output
 
 
+def test_a_misspelt_flag_or_variable_is_an_error(project):
+    file = FOLDER / "test_plugin_path_loading_contracts.py"
+    code, output = run(file, "--custom-rn-path", "mine.good", cwd=project)
+    assert (code, "did you mean --custom-rm-path?" in output) == (2, True), output
+    code, output = run(file, cwd=project, SLIME_CONTRACT_CUSTOM_RN_PATH="mine.good")
+    assert (code, "did you mean SLIME_CONTRACT_CUSTOM_RM_PATH?" in output) == (4, True), output
+
+
 def test_group_rewards_are_counted(project):
     file = FOLDER / "test_plugin_path_loading_contracts.py"
     code, output = run(file, "--custom-rm-path", "mine.short", cwd=project)

@@ -260,8 +260,8 @@ def test_a_function_that_reads_no_engine_is_checked_beside_torch(
     (tmp_path / "own_eval.py").write_text(
         "import torch\nfrom miles.rollout.base_types import RolloutFnEvalOutput\n\n\n"
         "def evaluate(args, rollout_id, data_source, evaluation=False):\n"
-        "    score = float(torch.ones(()))\n"
-        "    return RolloutFnEvalOutput(data={'own': {'rewards': [score], 'truncated': [False]}})\n",
+        "    own = {'rewards': [float(torch.ones(()))], 'truncated': [False]}\n"
+        "    return RolloutFnEvalOutput(data={'own': own})\n",
         encoding="utf-8",
     )
     code = main(["hooks", "check", "--eval-function-path", "own_eval.evaluate"])

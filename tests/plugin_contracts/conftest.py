@@ -4,7 +4,17 @@ leaves out the tests of hooks that no function was given for."""
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+from contract_paths import misspelt
+
+
+def pytest_configure():
+    """A misspelt variable is an error: it would test the samples instead of the user's function."""
+    if wrong := misspelt():
+        raise pytest.UsageError("\n".join(wrong))
 
 
 def pytest_collection_modifyitems(items):

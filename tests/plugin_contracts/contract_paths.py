@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 import pytest
 
-from dovetail.hooks import HookSpec, spec_of
+from dovetail.hooks import HOOKS, HookSpec, spec_of
 
 PREFIXES = ("DOVETAIL", "SLIME", "VIME", "MILES")
 RUN_FLAGS = "DOVETAIL_CONTRACT_RUN_FLAGS"
@@ -35,6 +37,22 @@ def pointed_at(slot: str) -> str | None:
     """The path that the environment has for a hook."""
     found = (os.environ.get(variable(spec_of(slot), prefix)) for prefix in PREFIXES)
     return next((path for path in found if path), None)
+
+
+def misspelt() -> list[str]:
+    """What is wrong with variables that look like ours and are none."""
+    names = [variable(spec, prefix) for spec in HOOKS for prefix in PREFIXES]
+    ours = re.compile(f"({'|'.join(PREFIXES)})_CONTRACT_")
+    return [
+        f"unknown variable {name}{_meant(name, names)}"
+        for name in os.environ
+        if ours.match(name) and name not in (*names, RUN_FLAGS)
+    ]
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    near = get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def run_flags() -> list[str]:
@@ -77,6 +95,10 @@ def run_as_script(file: str, slots: Sequence[str], argv: Sequence[str] | None = 
         "args, its --prompt-data and, with --hf-checkpoint, its tokenizer",
     )
     options, rest = parser.parse_known_args(argv)
+    for flag in (one.partition("=")[0] for one in rest):
+        if re.fullmatch(r"--[\w-]+-paths?", flag):
+            mine = [spec_of(slot).flag for slot in slots]
+            parser.error(f"no hook of this file: {flag}{_meant(flag, mine)}")
     for slot in slots:
         path = getattr(options, slot)
         if path is not None:

@@ -70,9 +70,8 @@ ALGORITHMS: tuple[HookSpec, ...] = (
         example=(
             "def loss(call):\n"
             "    terms = []\n"
-            "    for logprobs, old, advantage in zip(\n"
-            "        call.logprobs, call.old_logprobs, call.advantages\n"
-            "    ):\n"
+            "    rows = zip(call.logprobs, call.old_logprobs, call.advantages)\n"
+            "    for logprobs, old, advantage in rows:\n"
             "        terms.append(-(logprobs - old).exp() * advantage)\n"
             "    value = call.reduce(terms)\n"
             '    return value, {"mine": value.detach()}\n'

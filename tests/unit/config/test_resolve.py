@@ -181,6 +181,8 @@ def test_other_owners_settings_are_handed_through(tmp_path: Path) -> None:
 def test_known_but_unsupported_foreign_flags_are_not_called_unknown() -> None:
     assert "this version does not support yet" in _error([], ["--use-opsm", "--opsm-delta", "2"])
     assert "use --num-rollout instead" in _error([], ["--train-iters", "100"])
+    assert "miles.rollout.fully_async_rollout" in _error([], ["--fully-async"])
+    assert "--custom-config-path" in _error([], ["--max-weight-staleness", "2"])
 
 
 _SLIME_SCRIPT = """
