@@ -36,7 +36,11 @@ class DataSource(ABC):
     """What a rollout asks for prompts. Subclassing it is not required.
 
     slime and vime also ask for `__len__`, prompts per epoch; miles does not, so it may be left out.
+    The guides' class has no `__init__` of its own: `args` is kept for it.
     """
+
+    def __init__(self, args: Any = None) -> None:
+        self.args = args
 
     @abstractmethod
     def get_samples(self, num_samples: int) -> list[Group]:

@@ -154,11 +154,12 @@ def test_a_plugins_source_is_a_subclass_with_its_own_choice(files):
     assert labels == sorted(labels)
 
 
-def test_a_source_may_leave_its_length_out():
+def test_the_class_of_the_guides_has_neither_a_length_nor_a_constructor():
     class Source(DataSource):
         def get_samples(self, num_samples): ...
         def add_samples(self, samples): ...
         def save(self, rollout_id): ...
         def load(self, rollout_id=None): ...
 
-    assert bool(Source())
+    args = argparse.Namespace(seed=5)
+    assert bool(Source()) and Source(args).args is args
