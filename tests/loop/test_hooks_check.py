@@ -267,3 +267,17 @@ def test_a_function_that_reads_no_engine_is_checked_beside_torch(
     code = main(["hooks", "check", "--eval-function-path", "own_eval.evaluate"])
     out = capsys.readouterr().out
     assert (code, "could not be judged" in out) == (0, False), out
+
+
+def test_a_library_that_a_thread_of_the_function_imports_takes_its_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reward = tmp_path / "reward.py"
+    reward.write_text(
+        "import asyncio\n\n\ndef judge():\n    import torch\n    return float(torch.ones(()))\n\n\n"
+        "async def reward(sample):\n    return await asyncio.to_thread(judge)\n",
+        encoding="utf-8",
+    )
+    argv = ["--custom-rm-path", f"{reward}:reward", "--hook-check-timeout-s", "0.4"]
+    code = main(["hooks", "check", *argv])
+    assert code == 0, capsys.readouterr().out

@@ -21,7 +21,7 @@ from dovetail.run.rehearse.verdict import Item, Outcome, Verdict
 
 _PREPARE_S = 180.0
 """Our own imports (torch on a slow disk); no user code runs meanwhile."""
-_IMPORTS_S = 60.0
+IMPORTS_S = 60.0
 """Longest that importing a library may hold up one hook."""
 _GRACE_S = 0.5
 """The child looks at its own clock first: it can tell where an awaiting function stands."""
@@ -133,7 +133,7 @@ class _Child:
 
     def _is_stuck(self) -> bool:
         stuck = standstill(read_dump(self._stacks()), self._home())
-        importing = stuck.kind is Kind.IMPORT and time.monotonic() - self._began < _IMPORTS_S
+        importing = stuck.kind is Kind.IMPORT and time.monotonic() - self._began < IMPORTS_S
         if importing or self._stage["stage"] in ("start", "prepare"):
             self._since = time.monotonic()
             return not importing

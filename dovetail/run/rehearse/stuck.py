@@ -118,12 +118,19 @@ def live_stacks() -> list[list[Frame]]:
     """The stacks of this process: coroutines that wait (the longest chain of awaits first, whoever
     drives it), then other threads."""
     waiting = [_awaiting(one) for one in gc.get_objects() if _is_suspended(one)]
+    return [*sorted(waiting, key=len, reverse=True), *_other_threads()]
+
+
+def imports_beside(home: str) -> bool:
+    """Whether another thread imports a library on behalf of the user's code."""
+    found = (_of_stack(stack, home) for stack in _other_threads())
+    return any(one is not None and one.kind is Kind.IMPORT for one in found)
+
+
+def _other_threads() -> list[list[Frame]]:
     here = threading.get_ident()
     frames = sys._current_frames()
-    return [
-        *sorted(waiting, key=len, reverse=True),
-        *(_stack(frame) for ident, frame in frames.items() if ident != here),
-    ]
+    return [_stack(frame) for ident, frame in frames.items() if ident != here]
 
 
 def _is_suspended(found: Any) -> bool:
