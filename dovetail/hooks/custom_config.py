@@ -29,7 +29,8 @@ def custom_config(path: str | None, known: Collection[str] = ()) -> dict[str, An
         return {}
     import yaml
 
-    where = f"custom_config_path {path if len(path) < 80 else path[:77] + '...'}"
+    inline = path.startswith(_INLINE) and len(path) > 80
+    where = f"custom_config_path {path[:77] + '...' if inline else path}"
     try:
         found = yaml.safe_load(_text(path, where))
     except yaml.YAMLError as error:

@@ -200,7 +200,8 @@ class Bridge:
                     raise RequestError("the run ended meanwhile", status=503)
                 await self._refuse_if_blocked()
         except asyncio.CancelledError:
-            if future.cancelled() and not self.closing:
+            own = asyncio.current_task()
+            if own is not None and not own.cancelling():
                 # Not our client, but the run's loop: it was taken down.
                 raise RequestError("the run ended meanwhile", status=503) from None
             raise

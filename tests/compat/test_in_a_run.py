@@ -28,6 +28,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def clean() -> Any:
+    compat.uninstall()  # Runs of other tests in this process left theirs on.
     path, modules = list(sys.path), set(sys.modules)
     yield
     compat.uninstall()

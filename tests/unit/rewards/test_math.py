@@ -41,7 +41,7 @@ def grade(response, label, **options):
 
 def children():
     listing = subprocess.run(
-        ["ps", "-o", "pid=,stat=,args=", "--ppid", str(os.getpid())],
+        ["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())],
         capture_output=True,
         text=True,
     ).stdout
@@ -60,6 +60,8 @@ def test_numbers_start_no_process():
 
 
 def test_algebra_is_known_by_math_verify():
+    before = children()  # Foreign reward functions keep workers for the whole process.
+
     async def run():
         scorer = Scorer(RewardConfig(rm_type="math", reward_timeout_s=20.0))
         pairs = [
@@ -78,7 +80,7 @@ def test_algebra_is_known_by_math_verify():
 
     got, wanted, metrics = asyncio.run(run())
     assert got == wanted and metrics == {"reward/scored": 7.0}
-    assert children() == []
+    assert set(children()) <= set(before)
 
 
 def test_a_sample_without_label_is_a_mistake_of_the_run():
@@ -89,6 +91,8 @@ def test_a_sample_without_label_is_a_mistake_of_the_run():
 
 
 def test_hostile_answers_score_zero_and_the_pool_stays_whole():
+    before = children()
+
     async def run():
         reward = MathReward(workers=2, timeout_s=0.5)
         try:
@@ -111,4 +115,4 @@ def test_hostile_answers_score_zero_and_the_pool_stays_whole():
     assert scores == [0.0] * len(HOSTILE) and alive == 2
     # The guards stop most of them; some must have met the limit itself.
     assert metrics["reward/math_timeouts"] >= 1.0
-    assert children() == []
+    assert set(children()) <= set(before)
