@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from inspect import isawaitable
 from typing import Any
 
 from dovetail.hooks.spec import HookSpec
@@ -18,20 +19,26 @@ from dovetail.types import (
 
 def wrong(spec: HookSpec, got: Any) -> HookRunError:
     """The error for a return value that does not keep the row's contract."""
-    text = repr(got)
-    shown = text if len(text) <= 120 else text[:117] + "..."
     return HookRunError(
-        f"{spec.where}: the function gave back a {type(got).__name__}: {shown}. "
-        f"Expected: {spec.returns}"
+        f"{spec.where}: the function gave back a {_shown(got)}. Expected: {spec.returns}"
     )
+
+
+def _shown(got: Any) -> str:
+    text = repr(got)
+    cut = text if len(text) <= 120 else text[:117] + "..."
+    await_it = " (an await is missing)" if isawaitable(got) else ""
+    return f"{type(got).__name__}: {cut}{await_it}"
 
 
 def rollout_output(spec: HookSpec, got: Any) -> RolloutOutput:
     """Groups of samples: a RolloutOutput, anything with `.samples`, or lists, flat or nested."""
     samples = getattr(got, "samples", got)
     metrics = dict(getattr(got, "metrics", None) or {})
-    if not isinstance(samples, list | tuple) or not samples:
+    if not isinstance(samples, list | tuple):
         raise wrong(spec, got)
+    if not samples:
+        raise HookRunError(f"{spec.where}: the function gave back no samples: the list is empty")
     if all(isinstance(one, Sample) for one in samples):
         return RolloutOutput(_grouped(spec, samples), metrics)
     groups = [list(_flat(spec, one)) for one in samples]
@@ -58,8 +65,12 @@ def _flat(spec: HookSpec, got: Any) -> list[Sample]:
     """One group, in which an execution may have fanned out into a list of its own."""
     if isinstance(got, Sample):
         return [got]
-    if not isinstance(got, list | tuple) or not got:
-        raise wrong(spec, got)
+    if not isinstance(got, list | tuple):
+        raise HookRunError(
+            f"{spec.where}: the function gave back, where a Sample is expected, a {_shown(got)}"
+        )
+    if not got:
+        raise HookRunError(f"{spec.where}: the function gave back a group without samples")
     return [sample for one in got for sample in _flat(spec, one)]
 
 

@@ -47,7 +47,7 @@ def test_rollout_functions_may_return_groups_flat_samples_fan_out_or_records():
 
 def test_rollout_functions_must_return_samples_that_know_their_group():
     for wrong in (None, [], {}, [[]], [[1]], "text"):
-        with pytest.raises(HookRunError, match=r"--rollout-function-path.*gave back a"):
+        with pytest.raises(HookRunError, match=r"--rollout-function-path.*gave back"):
             rollout(lambda call, wrong=wrong: wrong)
     with pytest.raises(HookRunError, match="sample 5 has no group_index"):
         rollout(lambda call: [Sample(index=5)])
@@ -92,6 +92,31 @@ def test_a_rollout_object_is_made_once_and_shared_with_evaluation(tmp_path):
         assert isinstance(output, EvalOutput)
         assert hooks["eval_function"].invoke is hooks["rollout_function"].invoke
     assert output.metrics == {"eval/s/reward": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("got", "says"),
+    [
+        ({"s": {"reward": [1.0]}}, "set 's' .* has 'reward', neither 'rewards' nor 'samples'"),
+        ({"s": {"rewards": 1.0}}, "rewards of the set 's' .* 1.0, expected a list of numbers"),
+        ({"s": {"rewards": [1.0, None]}}, "None.*, expected a list of numbers"),
+        ({"s": {"rewards": [{"score": 1.0}]}}, "score.*, expected a list of numbers"),
+        ({"rewards": [1.0], "truncated": [False]}, "set 'rewards' .* a float: 1.0"),
+        ({"s": {"samples": ["text"]}}, "set 's' .* a str: 'text'"),
+        (SimpleNamespace(data={}, metrics=[1.0]), "metrics that are a list"),
+    ],
+)
+def test_evaluation_functions_must_return_columns_of_their_sets(got, says):
+    with pytest.raises(HookRunError, match=f"--eval-function-path.*{says}"):
+        run("eval_function", lambda call: got, RolloutCall(rollout_id=0))
+
+
+def test_evaluation_functions_may_return_arrays_and_groups_of_samples():
+    column = SimpleNamespace(tolist=lambda: [1.0, 0.0])
+    got = {"s": {"rewards": column, "samples": [group(0), group(1)]}, "empty": {"rewards": []}}
+    output = run("eval_function", lambda call: got, RolloutCall(rollout_id=0))
+    assert output.metrics == {"eval/s/reward": 0.5}
+    assert [sample.index for sample in output.data["s"]] == [0, 1, 10, 11]
 
 
 def test_a_native_rollout_function_leaves_evaluation_alone(tmp_path):
@@ -202,3 +227,27 @@ def test_reward_post_processing_gives_two_lists_of_the_right_length():
     for wrong in (None, [1.0, 2.0], ([1, 2],)):
         with pytest.raises(HookRunError, match="gave back a"):
             run(slot, lambda samples, wrong=wrong: wrong, group())
+
+
+async def unawaited():
+    return group()
+
+
+@pytest.mark.parametrize(
+    ("got", "says"),
+    [
+        (SimpleNamespace(samples=[]), "no samples: the list is empty"),
+        ([group(), []], "a group without samples"),
+        ([group(), [0.5]], "a Sample is expected, a float: 0.5"),
+    ],
+)
+def test_what_is_no_sample_within_a_rollouts_groups_is_named(got, says):
+    with pytest.raises(HookRunError, match=says):
+        rollout(lambda call: got)
+
+
+def test_groups_that_were_not_awaited_are_told_so():
+    waiting = unawaited()
+    with pytest.raises(HookRunError, match=r"a coroutine: .*an await is missing"):
+        rollout(lambda call: [waiting])
+    waiting.close()
