@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from inspect import isawaitable
 from typing import Any
 
@@ -34,7 +34,7 @@ def _shown(got: Any) -> str:
 def rollout_output(spec: HookSpec, got: Any) -> RolloutOutput:
     """Groups of samples: a RolloutOutput, anything with `.samples`, or lists, flat or nested."""
     samples = getattr(got, "samples", got)
-    metrics = dict(getattr(got, "metrics", None) or {})
+    metrics = _metrics(spec, got)
     if not isinstance(samples, list | tuple):
         raise wrong(spec, got)
     if not samples:
@@ -83,19 +83,68 @@ def eval_output(spec: HookSpec, got: Any) -> EvalOutput:
     data = getattr(got, "data", got)
     if not isinstance(data, Mapping):
         raise wrong(spec, got)
-    metrics = dict(getattr(got, "metrics", None) or {})
+    metrics = _metrics(spec, got)
     by_set: dict[str, list[Sample]] = {}
     shown: dict[str, dict[str, list[Any]]] = {}
     for name, found in data.items():
-        columns = found if isinstance(found, Mapping) else {"samples": found}
-        shown[str(name)] = {key: values for key, values in columns.items() if values is not None}
-        by_set[str(name)] = list(columns.get("samples") or [])
+        columns = _eval_columns(spec, str(name), found)
+        shown[str(name)], by_set[str(name)] = columns, columns.get("samples", [])
         for column, metric in (("rewards", "reward"), ("truncated", "truncated")):
-            values = columns.get(column)
-            if values:
-                mean = sum(map(float, values)) / len(values)
-                metrics.setdefault(f"eval/{name}/{metric}", mean)
+            if numbers := _numbers(spec, str(name), column, columns.get(column, [])):
+                metrics.setdefault(f"eval/{name}/{metric}", sum(numbers) / len(numbers))
     return EvalOutput(by_set, metrics, shown)
+
+
+def _metrics(spec: HookSpec, got: Any) -> dict[str, Any]:
+    metrics = getattr(got, "metrics", None)
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise HookRunError(
+            f"{spec.where}: the function gave back metrics that are a {type(metrics).__name__}: "
+            f"{metrics!r:.100}. Expected: a dict of numbers by name"
+        )
+    return dict(metrics or {})
+
+
+def _eval_columns(spec: HookSpec, name: str, found: Any) -> dict[str, list[Any]]:
+    """The columns of one evaluation set that are known, samples without their groups."""
+    columns = found if isinstance(found, Mapping) else {"samples": found}
+    known = {str(key): values for key, values in columns.items() if values is not None}
+    if "rewards" not in known and "samples" not in known:
+        raise HookRunError(
+            f"{spec.where}: the set {name!r} that the function gave back has "
+            f"{', '.join(map(repr, known)) or 'nothing'}, neither 'rewards' nor 'samples'. "
+            f"Expected: {spec.returns}"
+        )
+    if "samples" in known:
+        known["samples"] = list(_eval_samples(spec, name, known["samples"]))
+    return known
+
+
+def _eval_samples(spec: HookSpec, name: str, found: Any) -> Iterator[Sample]:
+    if isinstance(found, Sample):
+        yield found
+    elif isinstance(found, list | tuple):
+        for one in found:
+            yield from _eval_samples(spec, name, one)
+    else:
+        raise HookRunError(
+            f"{spec.where}: the set {name!r} that the function gave back has among its samples a "
+            f"{type(found).__name__}: {found!r:.100}. Expected: {spec.returns}"
+        )
+
+
+def _numbers(spec: HookSpec, name: str, column: str, values: Any) -> list[float]:
+    entries = listed(values)
+    try:
+        if entries is not None:
+            return [float(entry) for entry in entries]
+    # Said below, as what is no list at all.
+    except (TypeError, ValueError):
+        pass
+    raise HookRunError(
+        f"{spec.where}: {column} of the set {name!r} that the function gave back are "
+        f"{values!r:.100}, expected a list of numbers"
+    )
 
 
 def filter_output(spec: HookSpec, got: Any) -> DynamicFilterOutput:
