@@ -6,7 +6,6 @@ Shapes: S rows; every list has one entry per row, per-token ones are [response_l
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +17,7 @@ from dovetail.algorithms.kl import kl_estimate
 from dovetail.algorithms.reduce import whiten
 from dovetail.batch.columns import EDITABLE, columns_of, edited_rows, per_token
 from dovetail.batch.convert import Columns, hook_fault
+from dovetail.batch.marks import remarked_rows, sample_marks
 from dovetail.batch.plan import Scope, rollout_ids
 from dovetail.batch.rows import TrainRow
 from dovetail.config.sections import AlgorithmConfig
@@ -192,10 +192,10 @@ class Preparer:
         rollout_id: int,
     ) -> None:
         data = ready.columns
-        before = [_marks(row.sample) for row in ready.rows]
+        before = [sample_marks(row.sample) for row in ready.rows]
         hook(rollout_id, data, [row.sample for row in ready.rows if row.sample is not None])
         rows = edited_rows(POSTPROCESS, ready.rows, data)
-        ready.rows = [_as_sample(row, was) for row, was in zip(rows, before, strict=True)]
+        ready.rows = remarked_rows(POSTPROCESS, rows, before)
         fresh = columns_of(ready.rows, self.device)
         data.update({name: fresh[name] for name in EDITABLE if name in fresh})
         if self.is_sft:
@@ -214,35 +214,6 @@ def _scores(ready: Prepared, name: str, known: Scores) -> Scores:
     if column is None:
         return known
     return dict(enumerate(per_token(POSTPROCESS, name, ready.rows, column)))
-
-
-def _marks(sample: Sample | None) -> tuple[Any, ...]:
-    """What a hook may change on a sample with an effect."""
-    if sample is None:
-        return ()
-    mask = None if sample.loss_mask is None else list(sample.loss_mask)
-    return sample.remove_sample, mask, sample.metadata, sample.train_metadata
-
-
-def _as_sample(row: TrainRow, was: tuple[Any, ...]) -> TrainRow:
-    """The row with what was changed on its sample."""
-    sample = row.sample
-    if sample is None or _marks(sample) == was:
-        return row
-    removed, mask, metadata, train_metadata = was
-    changed: dict[str, Any] = {}
-    if sample.remove_sample and not removed:
-        changed["loss_mask"] = [0] * row.response_length
-    elif sample.loss_mask != mask and sample.loss_mask is not None:
-        changed["loss_mask"] = [int(entry) for entry in sample.loss_mask]
-    if row.metadata is metadata:
-        changed["metadata"] = sample.metadata
-    if row.train_metadata is train_metadata:
-        changed["train_metadata"] = sample.train_metadata
-    try:
-        return dataclasses.replace(row, **changed)
-    except TrainError as error:
-        raise hook_fault(POSTPROCESS, str(error)) from error
 
 
 def _whitened(ready: Prepared) -> list[torch.Tensor]:

@@ -280,6 +280,37 @@ def test_a_fault_after_a_step_is_told():
     assert trainer.changed
 
 
+@pytest.mark.parametrize("mask", [1, [2, 2], ["a", "b"], [1]])
+def test_a_mask_left_on_a_sample_that_is_none_is_named(mask):
+    samples = [
+        Sample(index=i, group_index=0, tokens=[5, 6, 7], response_length=2, reward=float(i))
+        for i in range(2)
+    ]
+
+    def mark(rollout_id, data, samples):
+        samples[1].loss_mask = mask
+
+    trainer = make_trainer(MODEL, hooks=TrainHooks(postprocess=mark), optimizer={"lr": 0.0})
+    with pytest.raises(
+        HookRunError, match=r"--rollout-data-postprocess-path .*sample 1: loss_mask"
+    ):
+        trainer.train(rows_from_samples(samples))
+
+
+def test_a_mask_left_on_a_sample_may_be_a_tensor():
+    samples = [
+        Sample(index=i, group_index=0, tokens=[5, 6, 7], response_length=2, reward=float(i))
+        for i in range(2)
+    ]
+
+    def mark(rollout_id, data, samples):
+        for sample in samples:
+            sample.loss_mask = torch.tensor([1, 0])
+
+    trainer = make_trainer(MODEL, hooks=TrainHooks(postprocess=mark), optimizer={"lr": 0.0})
+    assert trainer.train(rows_from_samples(samples))["train/tokens"] == 2
+
+
 def test_supervised_rows_are_postprocessed_too():
     seen = {}
 
