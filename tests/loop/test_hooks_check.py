@@ -183,6 +183,47 @@ def test_a_reward_that_fails_on_some_inputs_passes_with_a_note(
     assert "note: an empty response: raises IndexError" in out and "reward.py:2" in out
 
 
+@pytest.mark.parametrize("kind", ["convert", "postprocess"])
+def test_a_column_that_is_nearly_a_known_one_passes_with_a_note(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def convert(args, samples):\n"
+        "    return {\n"
+        "        'tokens': [s.tokens for s in samples], 'rewards': [s.reward for s in samples],\n"
+        "        'response_lengths': [s.response_length for s in samples],\n"
+        "        'loss_mask': [[1] * s.response_length for s in samples],\n"
+        "        'levels': [0 for s in samples],\n"
+        "    }\n"
+        "def postprocess(args, rollout_id, rollout_data):\n"
+        "    rollout_data['loss_mask'] = rollout_data['levels'] = rollout_data['loss_masks']\n",
+        encoding="utf-8",
+    )
+    flag = {
+        "convert": "--custom-convert-samples-to-train-data-path",
+        "postprocess": "--rollout-data-postprocess-path",
+    }[kind]
+    assert main(["hooks", "check", flag, f"{tmp_path}/mine.py:{kind}"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("note:") == 1 and "sets 'loss_mask'" in out
+    assert "did you mean loss_masks?" in out
+
+
+def test_a_generate_function_without_logprobs_is_told_so_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def generate(args, sample, sampling_params):\n"
+        "    sample.tokens, sample.response_length, sample.response = [5, 6, 7], 2, 'ab'\n"
+        "    sample.status = sample.Status.COMPLETED\n"
+        "    return sample\n",
+        encoding="utf-8",
+    )
+    flag = "--custom-generate-function-path"
+    assert main(["hooks", "check", flag, f"{tmp_path}/mine.py:generate"]) == 0
+    assert capsys.readouterr().out.count("no rollout_log_probs") == 1
+
+
 def test_check_without_a_hook_is_asked_wrongly(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["hooks", "check"]) == 2
     assert "--custom-rm-path reward.py:reward" in capsys.readouterr().err

@@ -382,6 +382,27 @@ ROLLOUTS = (
         ("list", "data"),
     ),
     Wrong(
+        "evaluation misspells a column",
+        "eval_function",
+        """
+        def hook(args, rollout_id, data_source, evaluation=True):
+            return {"held": {"reward": [0.5], "truncated": [False]}}
+        """,
+        ("'held'", "'reward', 'truncated', neither 'rewards'"),
+    ),
+    Wrong(
+        "rollout function counts more response tokens than there are tokens",
+        "rollout_function",
+        """
+        def hook(args, rollout_id, data_source, evaluation=False):
+            groups = data_source.get_samples(2)
+            for sample in (sample for group in groups for sample in group):
+                sample.tokens, sample.response_length, sample.reward = [5, 6, 7], 9, 1.0
+            return groups
+        """,
+        ("3 tokens with response_length 9",),
+    ),
+    Wrong(
         "data source gives fewer groups than asked for",
         "data_source",
         """
@@ -435,6 +456,26 @@ TRAINING = (
         "rollout_data_postprocess",
         "def hook(args, rollout_id, rollout_data):\n    rollout_data['advantages'].pop()\n",
         ("advantages", "7"),
+    ),
+    Wrong(
+        "postprocess leaves a mask of another length on samples",
+        "rollout_data_postprocess",
+        """
+        def hook(args, samples):
+            for sample in (sample for group in samples for sample in group):
+                sample.loss_mask = [1]
+        """,
+        ("loss_mask has 1 entries, expected 12",),
+    ),
+    Wrong(
+        "postprocess leaves a number for a mask on samples",
+        "rollout_data_postprocess",
+        """
+        def hook(args, samples):
+            for sample in (sample for group in samples for sample in group):
+                sample.loss_mask = 1
+        """,
+        ("loss_mask is 1, expected a list of 12 entries",),
     ),
     Wrong(
         "advantages are not set",

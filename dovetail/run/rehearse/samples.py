@@ -192,10 +192,14 @@ def check_generated(samples: Sequence[Sample], where: str, *, needs_logprobs: bo
             raise Fault(f"{where}: gives back a sample {problem}")
         if sample.response_length and sample.rollout_log_probs is None:
             odd.append(
-                f"{where}: no rollout_log_probs: metrics and corrections that compare engine and "
-                "trainer have nothing to look at"
+                "no rollout_log_probs: metrics and corrections that compare engine and trainer "
+                "have nothing to look at"
             )
     return odd
+
+
+_ABORTED = (Sample.Status.ABORTED, "aborted")
+"""Statuses of samples whose response may be half-made."""
 
 
 def _problems(sample: Sample, needs_logprobs: bool) -> Iterator[str]:
@@ -204,14 +208,13 @@ def _problems(sample: Sample, needs_logprobs: bool) -> Iterator[str]:
         yield f"whose tokens are no list of integers, but {type(tokens).__name__} {tokens!r:.40}"
     elif not isinstance(length, int) or isinstance(length, bool):
         yield f"whose response_length is {length!r}"
-    elif sample.status in (Sample.Status.ABORTED, Sample.Status.PENDING, "aborted", "pending"):
-        if sample.status in (Sample.Status.PENDING, "pending") and not tokens[:1]:
-            yield "as it was given: neither tokens nor a status were set"
-        elif sample.status in (Sample.Status.PENDING, "pending") and not length:
-            yield "without a response: response_length is 0 and the status still PENDING"
+    elif sample.status in (Sample.Status.PENDING, "pending") and not tokens:
+        yield "as it was given: neither tokens nor a status were set"
+    elif sample.status in (Sample.Status.PENDING, "pending") and not length:
+        yield "without a response: response_length is 0 and the status still PENDING"
     elif not 0 <= length < max(len(tokens), 1):
         yield f"of {len(tokens)} tokens with response_length {length}: where is its prompt?"
-    elif sample.response and not length:
+    elif sample.response and not length and sample.status not in _ABORTED:
         yield f"with the response {sample.response!r:.40} and response_length 0"
     yield from _misaligned(sample, needs_logprobs)
 

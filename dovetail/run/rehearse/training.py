@@ -11,8 +11,10 @@ import torch
 from dovetail.algorithms.packed_logits import get_sum_of_sample_mean
 from dovetail.batch.columns import columns_of, edited_rows, per_token
 from dovetail.batch.convert import rows_from_samples
+from dovetail.batch.marks import remarked_rows, sample_marks
 from dovetail.batch.rows import TrainRow
 from dovetail.hooks import BoundHook, bind
+from dovetail.run.rehearse.convert import warn_of_misspelt
 from dovetail.run.rehearse.samples import groups
 from dovetail.run.rehearse.stage import Stage
 from dovetail.run.rehearse.verdict import Fault
@@ -36,8 +38,11 @@ def postprocess(hook: BoundHook, stage: Stage) -> None:
     """Columns of a small step with advantages; afterwards they still have to fit their rows."""
     samples, rows = _rows(stage)
     data = _columns(rows, advantages=True)
+    names, before = set(data), [sample_marks(row.sample) for row in rows]
     stage.call(hook, 0, data, samples)
-    stage.call(lambda: edited_rows(hook.spec.slot, rows, data))
+    edited = stage.call(lambda: edited_rows(hook.spec.slot, rows, data))
+    stage.call(lambda: remarked_rows(hook.spec.slot, edited, before))
+    warn_of_misspelt(stage, set(data) - names, names)
     for name in ("advantages", "returns"):
         if data.get(name) is not None:
             stage.call(lambda name=name: per_token(hook.spec.slot, name, rows, data[name]))
