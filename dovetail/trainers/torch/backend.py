@@ -14,6 +14,7 @@ from dovetail.batch.rows import TrainRow
 from dovetail.config.sections import BatchConfig, OptimizerConfig
 from dovetail.trainers.torch.optim import MasterAdamW, StepResult
 from dovetail.trainers.torch.scored_model import ScoredModel
+from dovetail.types.errors import TrainError
 
 if TYPE_CHECKING:
     from dovetail.trainers.backend import LogitsLoss, WholeLoss
@@ -46,20 +47,25 @@ class TorchBackend:
         self.batch_config, self.temperature = batch, temperature
         self.optimizer = MasterAdamW(model, optimizer, total_steps)
         self.share_prompts = True
+        self._vocab_size = int(model.get_input_embeddings().weight.shape[0])
 
     def plan(
         self, rows: Sequence[TrainRow], chosen: Sequence[int], scope: Scope = Scope.TRAINED
     ) -> list[PlannedBatch]:
         """Packed lines with shared prompts where policy and reference can, padded lines
-        otherwise."""
+        otherwise.
+
+        Raises:
+            TrainError: a row has a token id that the model does not.
+        """
+        _check_ids([rows[i] for i in chosen], self._vocab_size)
         budget, max_rows = self.batch_config.max_tokens_per_gpu, self.batch_config.micro_batch_size
         longest = max((used_length(rows[i], scope) for i in chosen), default=0)
         if self.policy.device.type == "cpu":
             # A long prompt still needs room for several siblings beside it.
             budget = min(budget, max(CPU_BUDGET, 4 * longest))
         if scope is Scope.SEQUENCE:
-            vocab = self.policy.model.get_input_embeddings().weight.shape[0]
-            budget = min(budget, max(LOGIT_ELEMENTS // vocab, longest))
+            budget = min(budget, max(LOGIT_ELEMENTS // self._vocab_size, longest))
         padded = plan_padded(rows, chosen, budget, max_rows, scope=scope)
         if not self._packs(longest):
             return padded
@@ -176,6 +182,17 @@ class TorchBackend:
     ) -> None:
         """See `MasterAdamW.load_state_dict`."""
         self.optimizer.load_state_dict(tensors, facts)
+
+
+def _check_ids(rows: Sequence[TrainRow], vocab_size: int) -> None:
+    for row in rows:
+        lowest, highest = min(row.tokens), max(row.tokens)
+        if lowest < 0 or highest >= vocab_size:
+            raise TrainError(
+                f"sample {row.index}: token id {lowest if lowest < 0 else highest} is none of the "
+                f"model's, expected 0 to {vocab_size - 1}; make tokens with the tokenizer of "
+                "--hf-checkpoint (TOML: model.hf_checkpoint)"
+            )
 
 
 def _tokens(plans: Sequence[PlannedBatch]) -> int:

@@ -256,6 +256,14 @@ def test_a_decaying_schedule_without_an_end_is_refused():
         make_trainer(make_model(), optimizer={"lr_decay_style": "linear"})
 
 
+@pytest.mark.parametrize("token", [-1, 70000])
+def test_a_token_that_the_model_does_not_have_is_named(token):
+    rows = make_rows(1)
+    rows[2] = dataclasses.replace(rows[2], index=2, tokens=[*rows[2].tokens[:-1], token])
+    with pytest.raises(TrainError, match=f"sample 2: token id {token} .*--hf-checkpoint"):
+        make_trainer(make_model()).train(rows)
+
+
 def test_a_sample_without_a_group_is_named():
     rows = [dataclasses.replace(r, group_index=None) for r in make_rows()]
     with pytest.raises(TrainError, match=r"position 0 .* group_index None"):
