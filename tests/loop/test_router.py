@@ -261,11 +261,18 @@ def test_middleware_stands_before_every_request(place: Place) -> None:
     assert sorted(answer["seen"] for answer in _answers(place)) == ["1", "2", "3", "4"]
 
 
-def test_a_wrong_field_reaches_the_user_at_once_with_the_nearest_name(
-    place: Place, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        (WRONG, "sampling_params.max_new_token: no such field; did you mean"),
+        (WRONG.replace("/generate", "/generat"), "/generat: no such path"),
+    ],
+)
+def test_a_wrong_field_or_path_reaches_the_user_at_once(
+    code: str, says: str, place: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    user = place.write("user.py", WRONG)
+    user = place.write("user.py", code)
     flags = _train(place, custom_generate_function_path=f"{user}:generate", max_failed_groups=1)
     assert main(flags) == 1
     said = " ".join(capsys.readouterr().err.split())
-    assert "sampling_params.max_new_token: no such field; did you mean" in said
+    assert says in said

@@ -23,6 +23,8 @@ _RETRY_S = 1.0
 _POLL_S = 1.0
 _FINAL = (400, 413, 422, 501)
 """The request itself is wrong: it stays wrong however often it is made."""
+_NO_SUCH_PATH = (404, 405)
+"""Final where a server says so in JSON; proxies say it in HTML of a service that still starts."""
 _WITHOUT_BODY = ("get", "delete", "head")
 
 _sessions: WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSession] = WeakKeyDictionary()
@@ -51,10 +53,18 @@ async def post(
         # Whatever went wrong may be over in a second: an engine restarts, a router reloads.
         except Exception as error:
             log.info("%s failed (%d of %d): %s", url, attempt, max_retries, error)
-            if attempt >= max_retries or getattr(error, "status", None) in _FINAL:
+            if attempt >= max_retries or _is_final(error):
                 raise
             await asyncio.sleep(_RETRY_S)
     raise AssertionError("the last try returns or raises")
+
+
+def _is_final(error: Exception) -> bool:
+    if not isinstance(error, aiohttp.ClientResponseError):
+        return False
+    kind = error.headers.get("Content-Type", "") if error.headers else ""
+    in_json = kind.startswith("application/json")
+    return error.status in _FINAL or (error.status in _NO_SUCH_PATH and in_json)
 
 
 async def get(url: str, headers: Mapping[str, str] | None = None) -> Any:
