@@ -185,7 +185,17 @@ def reward_pair(spec: HookSpec, got: Any, num_samples: int) -> tuple[list[float]
             f"{spec.where}: the function gave back {len(raw)} raw rewards and {len(rewards)} "
             f"rewards for {num_samples} samples"
         )
-    return [float(value) for value in raw], [float(value) for value in rewards]
+    return _one_number_each(spec, raw), _one_number_each(spec, rewards)
+
+
+def _one_number_each(spec: HookSpec, values: list[Any]) -> list[float]:
+    try:
+        return [float(value) for value in values]
+    except (TypeError, ValueError):
+        raise HookRunError(
+            f"{spec.where}: the function gave back as rewards {values!r:.100}. Expected: "
+            f"{spec.returns}"
+        ) from None
 
 
 def listed(got: Any) -> list[Any] | None:

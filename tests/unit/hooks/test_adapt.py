@@ -224,8 +224,8 @@ def test_reward_post_processing_gives_two_lists_of_the_right_length():
     assert run(slot, lambda args, samples: ([1, 2], (0.5, 1)), group()) == ([1.0, 2.0], [0.5, 1.0])
     with pytest.raises(HookRunError, match="2 raw rewards and 1 rewards for 2 samples"):
         run(slot, lambda samples: ([1, 2], [3]), group())
-    for wrong in (None, [1.0, 2.0], ([1, 2],)):
-        with pytest.raises(HookRunError, match="gave back a"):
+    for wrong in (None, [1.0, 2.0], ([1, 2],), ([1, None], [0, 0]), ([1, 2], [[0], [0]])):
+        with pytest.raises(HookRunError, match=r"gave back a.*two lists"):
             run(slot, lambda samples, wrong=wrong: wrong, group())
 
 
