@@ -322,3 +322,27 @@ def test_a_library_that_a_thread_of_the_function_imports_takes_its_time(
     argv = ["--custom-rm-path", f"{reward}:reward", "--hook-check-timeout-s", "0.4"]
     code = main(["hooks", "check", *argv])
     assert code == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "verdict"),
+    [
+        (["--eval-prompt-data", "aime"], 0, "ok "),
+        (["--eval-prompt-data", "amc"], 1, "KeyError: 'aime'"),
+        ([], 0, "reads the evaluation set 'aime', which a rehearsal does not have"),
+    ],
+)
+def test_a_function_that_logs_evaluations_gets_the_sets_of_the_run(
+    flags: list[str], code: int, verdict: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"input": "1+1=", "label": "2"}\n', encoding="utf-8")
+    log = tmp_path / "log.py"
+    log.write_text(
+        "def log_eval(rollout_id, args, data, extra_metrics):\n"
+        "    return sum(data['aime']['rewards']) < 0 or extra_metrics['eval/aime/reward'] < 0\n",
+        encoding="utf-8",
+    )
+    argv = ["--custom-eval-rollout-log-function-path", f"{log}:log_eval", *flags]
+    assert main(["hooks", "check", *argv, *([str(rows)] if flags else [])]) == code
+    assert verdict in capsys.readouterr().out

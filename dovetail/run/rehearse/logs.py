@@ -6,10 +6,11 @@ import math
 import types
 from typing import Any
 
+from dovetail.config.eval_sets import eval_sets
 from dovetail.hooks import BoundHook
 from dovetail.run.rehearse.samples import groups
 from dovetail.run.rehearse.stage import Stage
-from dovetail.run.rehearse.verdict import Fault
+from dovetail.run.rehearse.verdict import Fault, NotInRehearsal
 
 
 def rollout_log(hook: BoundHook, stage: Stage) -> None:
@@ -24,15 +25,34 @@ def rollout_log(hook: BoundHook, stage: Stage) -> None:
 
 
 def eval_log(hook: BoundHook, stage: Stage) -> None:
-    """The columns of one small set."""
+    """The columns of a small set under each name that the run's sets have."""
     made, stage.made_up = groups(stage.config, stage.missing, 2)
     samples = [sample for group in made for sample in group]
     rewards = [sample.get_reward_value(stage.config.reward) for sample in samples]
     columns = {"rewards": rewards, "truncated": [False] * len(samples), "samples": samples}
-    metrics: dict[str, Any] = {"eval/rehearsal/reward": 0.5}
-    values = {"rollout_id": 0, "data": {"rehearsal": columns}}
+    config = stage.config
+    names = [one.name for one in eval_sets(config)]
+    # Sets of a function of the user's own have the names that it gives them.
+    own = not names or config.hooks.eval_function_path or config.hooks.rollout_function_path
+    sets: dict[str, Any] = {name: dict(columns) for name in names or ("rehearsal",)}
+    metrics: dict[str, Any] = {f"eval/{name}/reward": 0.5 for name in sets}
+    values = {"rollout_id": 0, "data": _SomeSets(sets) if own else sets}
     values |= {"metrics": metrics, "extra_metrics": metrics}
     _check(stage.call(lambda: hook.invoke.finished(**values)), metrics, stage)
+
+
+class _SomeSets(dict[str, Any]):
+    """Not all sets of the run: what is missing here says nothing about the function."""
+
+    def __missing__(self, name: object) -> Any:
+        raise _NoSuchSet(f"reads the evaluation set {name!r}, which a rehearsal does not have")
+
+
+class _NoSuchSet(NotInRehearsal, KeyError):
+    """For functions that look for a set in vain and go on."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def _check(got: Any, metrics: dict[str, Any], stage: Stage) -> None:
