@@ -52,7 +52,10 @@ def _judge(verdict: Verdict, config: RunConfig, args: ArgsView, timeout_s: float
             caller = OWNERS.get(hook.spec.owner or "", hook.spec.stage)
             verdict.message = f"its form fits; it was not called: that needs {caller}"
             return False
-        rehearsal(hook, stage)
+        try:
+            rehearsal(hook, stage)
+        finally:
+            stage.end()
     except Fault as fault:
         verdict.outcome, verdict.message = Outcome.FAULT, str(fault)
     except Unjudged as reason:

@@ -10,6 +10,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,17 @@ class Stage:
             gc.collect()
         self._unawaited(caught)
         return got
+
+    def end(self) -> None:
+        """End what the hook left on the loop: else its coroutines are found, never awaited, when
+        the next hook is called, and it answers for them."""
+        if self.loop.is_closed():
+            return
+        self._say(stage="call", source=self.source, home=self.home)
+        # What was told of the call that it ended comes up in the loop's own task once more.
+        with suppress(SystemExit, KeyboardInterrupt):
+            self.loop.run_until_complete(_end_tasks())
+        self._say(stage="prepare", source=self.source, home=self.home)
 
     def try_all(self, function: Callable[[Any], Any], inputs: dict[str, Any]) -> dict[str, Any]:
         """`function` on every named input; inputs that fail are warned about.
@@ -262,6 +274,16 @@ class Stage:
             text = str(warning.message)
             if "was never awaited" in text and not warning.filename.startswith(os.devnull):
                 raise Fault(f"forgets an await: {text}")
+
+
+async def _end_tasks() -> None:
+    # What other threads have handed over becomes tasks.
+    await asyncio.sleep(0)
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    if left:
+        await asyncio.wait(left, timeout=_CANCEL_S)
 
 
 def _outside(error: BaseException | None) -> bool:
