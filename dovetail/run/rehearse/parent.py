@@ -25,7 +25,10 @@ IMPORTS_S = 60.0
 """Longest that importing a library may hold up one hook."""
 _GRACE_S = 0.5
 """The child looks at its own clock first: it can tell where an awaiting function stands."""
-_DUMP_S = 0.25
+_DUMP_S = 2.0
+"""Longest that a child on a busy machine may take to say where it stands."""
+_PATIENCE = 3
+"""How often a child in none of the user's lines gets its time anew: the machine may be busy."""
 _PRINTED_CHARACTERS = 4000
 
 
@@ -61,6 +64,7 @@ class _Child:
         self._shown = 0
         self._stage: dict[str, Any] = {"stage": "start"}
         self._since = self._began = time.monotonic()
+        self._patience = _PATIENCE
 
     def __enter__(self) -> _Child:
         reading, writing = os.pipe()
@@ -107,7 +111,7 @@ class _Child:
                 verdict = self._lost(item) if message is None else _read(message["verdict"])
                 verdict.printed = self._printed()
                 verdict.seconds = time.monotonic() - self._began
-                self._began = time.monotonic()
+                self._began, self._patience = time.monotonic(), _PATIENCE
                 yield verdict
                 if lost:
                     return
@@ -137,6 +141,9 @@ class _Child:
         if importing or self._stage["stage"] in ("start", "prepare"):
             self._since = time.monotonic()
             return not importing
+        if stuck.kind is Kind.NOWHERE and self._patience:
+            self._since, self._patience = time.monotonic(), self._patience - 1
+            return False
         self._stuck = stuck
         self._kill()
         return True
@@ -146,9 +153,12 @@ class _Child:
         size = os.fstat(self._dump.fileno()).st_size
         with suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGUSR1)
-        end = time.monotonic() + _DUMP_S
+        end, written = time.monotonic() + _DUMP_S, size
         while time.monotonic() < end:
             time.sleep(0.05)
+            before, written = written, os.fstat(self._dump.fileno()).st_size
+            if size < before == written:
+                break
         return os.pread(self._dump.fileno(), 1 << 20, size).decode(errors="replace")
 
     def _home(self) -> str:
@@ -197,8 +207,9 @@ class _Child:
 def told(stuck: Standstill, timeout_s: float, doing: str) -> tuple[Outcome, str]:
     """Outcome and message for a hook that does not come back."""
     after = f"after {timeout_s:g} s, while {doing}"
-    if stuck.kind in (Kind.OUTSIDE, Kind.LIBRARY, Kind.IMPORT):
+    if stuck.kind is not Kind.USER:
         what = {
+            Kind.NOWHERE: "has not come back",
             Kind.OUTSIDE: "still waits for a connection or another process",
             Kind.LIBRARY: "is still inside a library",
             Kind.IMPORT: "still imports a library",
