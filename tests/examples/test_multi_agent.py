@@ -20,7 +20,7 @@ def test_agents_are_paid_for_what_they_are_for(
     few = tmp_path / "few.jsonl"
     lines = (task / "heldout.jsonl").read_text(encoding="utf-8").splitlines()[:4]
     few.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    flags = ["--num-rollout", 10, "--rollout-batch-size", PROBLEMS]
+    flags = ["--num-rollout", 16, "--rollout-batch-size", PROBLEMS]
     flags += ["--eval-prompt-data", "few", few, "--eval-interval", 10]
     rows = run_example("multi_agent", *flags)
     critic = [row["agents/critic_reward"] for row in rows if "agents/critic_reward" in row]
