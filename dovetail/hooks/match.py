@@ -232,8 +232,14 @@ def _quoted(names: Any) -> str:
 def _choose(
     fitting: list[CallForm], target: Any, family: str | None
 ) -> tuple[CallForm, str | None]:
-    annotated = [form for form in fitting if _is_annotated(_shape_for(target, form), form)]
-    named = [form for form in fitting if _is_named(_shape_for(target, form), form)]
+    telling = [(form, last) for form in fitting if (last := _telling(target, form)) is not None]
+    annotated = [form for form, last in telling if _annotation(last) in form.told_by]
+    # A name speaks where the annotation speaks for no form.
+    named = [
+        form
+        for form, last in telling
+        if last.name in form.told_by and "list[list[" not in _annotation(last)
+    ]
     silent = [form for form in fitting if not form.told_by]
     fitting = annotated or named or silent or fitting
     agreeing = {form: _agreement(_shape_for(target, form), form) for form in fitting}
@@ -266,21 +272,10 @@ def _agreement(shape: Shape, form: CallForm) -> tuple[bool, int]:
     return first, sum(same) + len(named)
 
 
-def _is_annotated(shape: Shape, form: CallForm) -> bool:
-    """Whether the last parameter's annotation speaks for this form."""
-    last = len(form.positional) - 1
-    if not form.told_by or last >= len(shape.positional):
-        return False
-    return _annotation(shape.positional[last]) in form.told_by
-
-
-def _is_named(shape: Shape, form: CallForm) -> bool:
-    """Whether the last parameter's name does, where its annotation speaks for none."""
-    last = len(form.positional) - 1
-    if not form.told_by or last >= len(shape.positional):
-        return False
-    parameter = shape.positional[last]
-    return parameter.name in form.told_by and "list[list[" not in _annotation(parameter)
+def _telling(target: Any, form: CallForm) -> inspect.Parameter | None:
+    """The parameter whose annotation or name may speak for this form: its last one."""
+    positional, last = _shape_for(target, form).positional, len(form.positional) - 1
+    return positional[last] if form.told_by and last < len(positional) else None
 
 
 def _annotation(parameter: inspect.Parameter) -> str:

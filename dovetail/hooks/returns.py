@@ -134,17 +134,13 @@ def _eval_samples(spec: HookSpec, name: str, found: Any) -> Iterator[Sample]:
 
 
 def _numbers(spec: HookSpec, name: str, column: str, values: Any) -> list[float]:
-    entries = listed(values)
-    try:
-        if entries is not None:
-            return [float(entry) for entry in entries]
-    # Said below, as what is no list at all.
-    except (TypeError, ValueError):
-        pass
-    raise HookRunError(
-        f"{spec.where}: {column} of the set {name!r} that the function gave back are "
-        f"{values!r:.100}, expected a list of numbers"
-    )
+    numbers = _floats(values)
+    if numbers is None:
+        raise HookRunError(
+            f"{spec.where}: {column} of the set {name!r} that the function gave back are "
+            f"{values!r:.100}, expected a list of numbers"
+        )
+    return numbers
 
 
 def filter_output(spec: HookSpec, got: Any) -> DynamicFilterOutput:
@@ -189,13 +185,22 @@ def reward_pair(spec: HookSpec, got: Any, num_samples: int) -> tuple[list[float]
 
 
 def _one_number_each(spec: HookSpec, values: list[Any]) -> list[float]:
-    try:
-        return [float(value) for value in values]
-    except (TypeError, ValueError):
+    numbers = _floats(values)
+    if numbers is None:
         raise HookRunError(
             f"{spec.where}: the function gave back as rewards {values!r:.100}. Expected: "
             f"{spec.returns}"
-        ) from None
+        )
+    return numbers
+
+
+def _floats(got: Any) -> list[float] | None:
+    """A list of numbers, also of a tensor or an array; None for anything else."""
+    entries = listed(got)
+    try:
+        return None if entries is None else [float(entry) for entry in entries]
+    except (TypeError, ValueError):
+        return None
 
 
 def listed(got: Any) -> list[Any] | None:
