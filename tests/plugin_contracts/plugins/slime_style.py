@@ -1,6 +1,7 @@
 """Plugins as one writes them for slime: `args` first, effects by side effect."""
 
 import random
+from pathlib import Path
 
 from slime.rollout.base_types import RolloutFnEvalOutput, RolloutFnTrainOutput
 from slime.rollout.filter_hub.base_types import DynamicFilterOutput
@@ -210,10 +211,14 @@ class Prompts:
         self.waiting += samples
 
     def save(self, rollout_id):
-        pass
+        self._file(rollout_id).write_text(str(self.next_group))
 
     def load(self, rollout_id=None):
-        pass
+        if self.args.load and self._file(rollout_id).is_file():
+            self.next_group = int(self._file(rollout_id).read_text())
+
+    def _file(self, rollout_id):
+        return Path(self.args.load or self.args.save) / f"prompts_{rollout_id}.txt"
 
     def __len__(self):
         return 1000
