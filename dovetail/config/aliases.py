@@ -38,6 +38,19 @@ ALIASES: dict[str, Alias] = {
     "bf16": Alias("dtype", constant="bfloat16"),
     "slime_router_middleware_paths": Alias("router_middleware_paths", takes_value=True),
     "miles_router_middleware_paths": Alias("router_middleware_paths", takes_value=True),
+    "sglang_server_concurrency": Alias("server_concurrency", takes_value=True),
+    "vllm_server_concurrency": Alias("server_concurrency", takes_value=True),
+    "sglang_router_request_timeout_secs": Alias("router_request_timeout_s", takes_value=True),
+    "slime_router_timeout": Alias("router_request_timeout_s", takes_value=True),
+    "miles_router_timeout": Alias("router_request_timeout_s", takes_value=True),
+    "slime_router_max_connections": Alias("router_max_connections", takes_value=True),
+    "miles_router_max_connections": Alias("router_max_connections", takes_value=True),
+    "slime_router_health_check_failure_threshold": Alias(
+        "router_health_check_failure_threshold", takes_value=True
+    ),
+    "miles_router_health_check_failure_threshold": Alias(
+        "router_health_check_failure_threshold", takes_value=True
+    ),
     "recompute_granularity": Alias("gradient_checkpointing", constant=True, takes_value=True),
 }
 
@@ -65,9 +78,7 @@ WITHOUT_EFFECT: dict[str, str] = _table(
         "evaluation runs between steps, on the weights of the step": """
             eval-hf-dir eval-max-in-flight eval-overflow-policy eval-keep-snapshots""",
         "the run's own server stands before its engine and has the middleware": """
-            use-slime-router slime-router-timeout slime-router-max-connections
-            slime-router-health-check-failure-threshold use-miles-router miles-router-timeout
-            miles-router-max-connections miles-router-health-check-failure-threshold""",
+            use-slime-router use-miles-router""",
         "memory is shared by engine and trainer in this run": """
             offload offload-train offload-rollout offload-rollout-level offload-train-target
             update-weight-buffer-size update-weight-mode update-weight-transport
@@ -96,6 +107,8 @@ WITHOUT_EFFECT: dict[str, str] = _table(
             ci-disable-kl-checker ci-train-rollout-logprob-abs-diff-threshold wandb-dir
             ci-disable-logprobs-checker ci-disable-weight-update-checker mfu-peak-tflops env-report
             observe-training-entropy""",
+        "engines of rollout_external_engine_addrs are used when there are any": """
+            rollout-external""",
     }
 )
 
@@ -124,9 +137,7 @@ UNSUPPORTED: dict[str, str] = _table(
             multi-lora-max-adapter-global-batch-size multi-lora-max-coalesce-wait-s
             multi-lora-max-empty-wait-s no-sglang-lora-use-virtual-experts""",
         "engines in other processes, and their repair": """
-            rollout-external-engine-addrs rollout-external prefill-num-servers http-proxy
-            use-fault-tolerance rollout-health-check-interval rollout-health-check-timeout
-            rollout-health-check-first-wait update-weight-disk-dir release-train
+            prefill-num-servers http-proxy release-train
             update-weight-disk-keep-files update-weight-delta-encoding update-weight-delta-checksum
             update-weight-local-checkpoint-dir
             use-session-server session-server-ip session-server-port session-message-matcher

@@ -23,7 +23,9 @@ from dovetail.types.errors import (
     ConfigError,
     DataError,
     DovetailError,
+    EngineBusyError,
     EngineError,
+    EngineGoneError,
     HookError,
     HookRunError,
     MissingExtraError,
@@ -44,6 +46,7 @@ from dovetail.types.family import (
     RolloutFnTrainOutput,
 )
 from dovetail.types.sample import Group, PrefixCacheInfo, Sample, SpecInfo
+from dovetail.types.weights import Snapshot
 
 __all__ = [
     "CheckpointError",
@@ -53,7 +56,9 @@ __all__ = [
     "DataSourceCall",
     "DovetailError",
     "DynamicFilterOutput",
+    "EngineBusyError",
     "EngineError",
+    "EngineGoneError",
     "EvalOutput",
     "FinishReason",
     "GenerateCall",
@@ -83,6 +88,7 @@ __all__ = [
     "SamplingParams",
     "ScoreRequest",
     "ScoreResult",
+    "Snapshot",
     "SpecInfo",
     "TrainError",
     "UsageError",

@@ -49,6 +49,21 @@ class EngineError(DovetailError, RuntimeError):
     """The engine failed while generating."""
 
 
+class EngineGoneError(EngineError):
+    """An engine can't be reached, or broke off: another one may answer the same request."""
+
+
+class EngineBusyError(EngineError):
+    """Every place in the queue before the engines is taken; later there may be one."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class RequestTooLongError(EngineError, ValueError):
     """A request can never fit the engine's memory or context; the message has the numbers."""
 

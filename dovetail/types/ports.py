@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from dovetail.types.calls import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
 from dovetail.types.sample import Group, Sample
+from dovetail.types.weights import Snapshot
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +69,53 @@ class EngineControl(Protocol):
     ) -> None:
         """Take new weights under their Hugging Face names. None: they already share the
         trainer's."""
+        ...
+
+
+@runtime_checkable
+class RemoteEngine(Engine, Protocol):
+    """One engine in another process, as its client sees it. Used from one asyncio loop.
+
+    What fails because the engine can't be reached, or breaks off, is an EngineGoneError: the
+    request may be sent to another one. What the engine refuses for good is an EngineError.
+    """
+
+    url: str
+    """`http://host:port`, without a path."""
+    dialect: str
+    """What it speaks: `sglang` or `vllm`."""
+
+    async def healthy(self, timeout_s: float) -> bool:
+        """Whether it answers within that time. Never raises."""
+        ...
+
+    async def weight_version(self) -> int | None:
+        """The version that it says its weights have; None: it was given none yet."""
+        ...
+
+    async def pause(self) -> None:
+        """Hold every request where it is; no token is made until `resume`."""
+        ...
+
+    async def resume(self) -> None:
+        """Go on after `pause`."""
+        ...
+
+    async def load_snapshot(self, snapshot: Snapshot) -> None:
+        """Take these weights, forget keys and values of older ones, and say their version from then
+        on. Called while paused, or before the first request.
+
+        Raises:
+            EngineError: they did not arrive whole.
+        """
+        ...
+
+    async def sleep(self) -> None:
+        """Give its memory (weights, keys and values) back until `wake`."""
+        ...
+
+    async def wake(self) -> None:
+        """Take memory again; weights must be loaded before the next request."""
         ...
 
 

@@ -14,7 +14,57 @@ class EngineConfig(Section):
 
     rollout_engine: str = Field(
         "embedded",
-        description=("Engine by name; embedded runs in this process on the trainer's own tensors."),
+        description=(
+            "Engine by name: embedded runs on the trainer's own tensors, vllm and sglang are "
+            "servers that this run starts, or that run already (rollout_external_engine_addrs)."
+        ),
+    )
+    rollout_num_engines: int = Field(
+        1,
+        ge=1,
+        description=(
+            "Engines of this run; of more than one embedded, each has a process and weights of "
+            "its own."
+        ),
+    )
+    rollout_external_engine_addrs: list[str] = Field(
+        default_factory=list,
+        description="Engines that run already, HOST:PORT each; none is started then.",
+    )
+    engine_python: str | None = Field(
+        None,
+        description=("Python that has vLLM or SGLang installed, where that is not the run's own."),
+    )
+    engine_start_timeout_s: float = Field(
+        600.0, gt=0, description="Longest wait for a started engine to answer, in seconds."
+    )
+    weight_transport: Literal["auto", "shared_memory", "disk"] = Field(
+        "auto",
+        description=(
+            "How weights reach engines in other processes: through /dev/shm of this machine, or "
+            "files in update_weight_disk_dir; auto: shared memory where there is enough."
+        ),
+    )
+    update_weight_disk_dir: str | None = Field(
+        None, description="Where weight_transport disk writes; engines must see the same path."
+    )
+    server_concurrency: int = Field(
+        512, ge=1, description="Most requests at once in each engine of another process."
+    )
+    use_fault_tolerance: bool = Field(
+        True,
+        description=(
+            "Start an engine anew when it died or does not react; false: the run ends then."
+        ),
+    )
+    rollout_health_check_interval: float = Field(
+        5.0, gt=0, description="Seconds between two looks at whether an engine reacts."
+    )
+    rollout_health_check_timeout: float = Field(
+        10.0, gt=0, description="Seconds without an answer until such a look has failed."
+    )
+    rollout_health_check_first_wait: float = Field(
+        0.0, ge=0, description="Seconds after a start before the first look."
     )
     engine_max_running: int = Field(
         0,
