@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -91,17 +92,11 @@ class HttpClient:
         self, path: str, body: Any, *, timeout_s: float | None = None
     ) -> AsyncIterator[dict[str, Any]]:
         """Send JSON; the objects of the answer's server-sent events, until `[DONE]`."""
-        limit = self._timeout_s if timeout_s is None else timeout_s
-        try:
-            async with self._request("POST", path, body, limit) as reply:
-                if reply.status >= 300:
-                    raise self._refusal(path, reply, await _read(reply))
-                async for event in _events(reply.content):
-                    if event == _DONE:
-                        return
-                    yield self._event(path, event)
-        except (TimeoutError, aiohttp.ClientError, ValueError, OSError) as error:
-            raise self._gone(path, error, limit) from error
+        async with self._reply("POST", path, body, timeout_s) as reply:
+            async for event in _events(reply.content):
+                if event == _DONE:
+                    return
+                yield self._event(path, event)
         raise EngineGoneError(f"{self._at(path)} broke off before the end of its answer")
 
     async def close(self) -> None:
@@ -119,13 +114,19 @@ class HttpClient:
         return self._parsed(path, raw) if raw.strip() else {}
 
     async def _answer(self, method: str, path: str, body: Any, timeout_s: float | None) -> bytes:
+        async with self._reply(method, path, body, timeout_s) as reply:
+            return await _read(reply)
+
+    @asynccontextmanager
+    async def _reply(
+        self, method: str, path: str, body: Any, timeout_s: float | None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         limit = self._timeout_s if timeout_s is None else timeout_s
         try:
             async with self._request(method, path, body, limit) as reply:
-                raw = await _read(reply)
                 if reply.status >= 300:
-                    raise self._refusal(path, reply, raw)
-                return raw
+                    raise self._refusal(path, reply, await _read(reply))
+                yield reply
         except (TimeoutError, aiohttp.ClientError, ValueError, OSError) as error:
             raise self._gone(path, error, limit) from error
 
