@@ -11,8 +11,14 @@ class EngineRow:
 
     name: str
     doc: str
-    path: str
-    """`package.module:Class`, implementing `types.ports.Engine` and `types.ports.EngineControl`."""
+    path: str | None = None
+    """`package.module:Class` of an engine in this process, implementing `types.ports.Engine` and
+    `types.ports.EngineControl`; None: it is always a server."""
+    launch: str | None = None
+    """`package.module:function` of an engine in a process of its own: `engines.launch`'s
+    LaunchSettings -> LaunchSpec."""
+    client: str | None = None
+    """`package.module:function` of the same: (url, ClientSettings) -> types.ports.RemoteEngine."""
 
 
 ENGINES: tuple[EngineRow, ...] = (
@@ -21,5 +27,11 @@ ENGINES: tuple[EngineRow, ...] = (
         doc="Runs in this process on the trainer's own tensors: continuous batching, shared "
         "prompts, CPU or CUDA, any Hugging Face causal LM.",
         path="dovetail.engines.embedded.engine:EmbeddedEngine",
+    ),
+    EngineRow(
+        name="vllm",
+        doc="Servers of vLLM 0.32 or newer that the run starts or is told of.",
+        launch="dovetail.engines.vllm.launch:launch",
+        client="dovetail.engines.vllm.client:make_client",
     ),
 )

@@ -241,6 +241,7 @@ class Parts:
         """The engine that `rollout_engine` names."""
         settings, rollout = self.config.engine, self.config.rollout
         row = next(row for row in ENGINES if row.name == settings.rollout_engine)
+        assert row.path is not None
         module, _, name = row.path.partition(":")
         num_wanted = (rollout.over_sampling_batch_size or rollout.rollout_batch_size) * (
             rollout.n_samples_per_prompt

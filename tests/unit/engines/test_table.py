@@ -10,6 +10,9 @@ from dovetail.types.ports import Engine, EngineControl
 
 def test_rows_name_classes_that_have_both_contracts():
     for row in ENGINES:
+        if row.path is None:
+            assert row.launch and row.client
+            continue
         module, name = row.path.split(":")
         engine = getattr(importlib.import_module(module), name)
         promised = {m for c in (Engine, EngineControl) for m in vars(c) if not m.startswith("_")}
