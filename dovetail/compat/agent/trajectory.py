@@ -18,7 +18,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dovetail.router.strand import Strand, TurnRecord
 from dovetail.types.sample import Sample
+
+__all__ = ["FORK_THRESHOLD_TOKENS", "TrajectoryManager", "TurnRecord"]
 
 FORK_THRESHOLD_TOKENS = 1024
 """A turn with fewer tokens than this does not begin a strand because of a drift."""
@@ -26,49 +29,20 @@ Message = Mapping[str, Any]
 
 
 @dataclass
-class TurnRecord:
-    """One answered request."""
+class _Strand(Strand):
+    """Turns whose ids continue each other, and what was said in them."""
 
-    prompt_ids: list[int]
-    output_ids: list[int]
-    finish_reason: str = "stop"
-    output_log_probs: list[float] | None = None
-    """One per output id; None: 0.0 each."""
-    weight_version: str | None = None
-
-
-@dataclass
-class _Strand:
-    """Turns whose ids continue each other."""
-
-    prompt_length: int
-    """Of the first turn."""
-    tokens: list[int] = field(default_factory=list)
-    mask: list[int] = field(default_factory=list)
-    log_probs: list[float] = field(default_factory=list)
-    last_response: int = 0
-    """Where the last response begins."""
     asked: list[Message] = field(default_factory=list)
     """Messages of the last turn's prompt."""
-    finish_reason: str = "stop"
-    weight_versions: list[str] = field(default_factory=list)
     uses_tools: bool = False
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def append(self, turn: TurnRecord, *, keep: int) -> None:
         """Go on with `turn`, whose prompt has the first `keep` ids of this strand."""
-        del self.tokens[keep:], self.mask[keep:], self.log_probs[keep:]
-        context, output = turn.prompt_ids[keep:], turn.output_ids
-        self.tokens += context
-        self.mask += [0] * len(context)
-        self.log_probs += [0.0] * len(context)
-        self.last_response = len(self.tokens)
-        self.tokens += output
-        self.mask += [1] * len(output)
-        self.log_probs += turn.output_log_probs or [0.0] * len(output)
-        self.finish_reason = turn.finish_reason
-        if turn.weight_version is not None:
-            self.weight_versions.append(str(turn.weight_version))
+        self.cut(keep)
+        self.observe(turn.prompt_ids[keep:])
+        versions = () if turn.weight_version is None else (str(turn.weight_version),)
+        self.sampled(turn.output_ids, turn.output_log_probs, versions, turn.finish_reason)
 
     def goes_on_in(self, turn: TurnRecord) -> bool:
         """Whether the prompt begins with every id of this strand."""
@@ -93,25 +67,19 @@ class _Strand:
         )
 
     def to_sample(self, base: Sample, reward: Any) -> Sample:
-        length = len(self.tokens) - self.prompt_length
-        truncated = self.finish_reason == "length"
         sample = Sample(
             group_index=base.group_index,
             index=base.index,
             rollout_id=base.index if base.rollout_id is None else base.rollout_id,
             prompt=base.prompt,
-            tokens=list(self.tokens),
-            response_length=length,
             label=base.label,
             reward=reward,
-            loss_mask=self.mask[self.prompt_length :],
-            rollout_log_probs=self.log_probs[self.prompt_length :],
-            weight_versions=list(self.weight_versions),
-            status=Sample.Status.TRUNCATED if truncated else Sample.Status.COMPLETED,
             session_id=base.session_id,
             custom_rm_path=base.custom_rm_path,
             train_metadata=base.train_metadata,
         )
+        self.fill(sample)
+        truncated = sample.status is Sample.Status.TRUNCATED
         facts = {"truncated": truncated, "use_tool": self.uses_tools}
         sample.metadata = {**base.metadata, **self.metadata, **facts}
         if hasattr(base, "trace"):

@@ -21,7 +21,6 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from dovetail.compat.agent.adapters.chat import flatten_content, for_template
 from dovetail.compat.agent.parsing import (
     ParsedModelOutput,
     json_arguments,
@@ -29,6 +28,7 @@ from dovetail.compat.agent.parsing import (
     tool_call_dict,
 )
 from dovetail.compat.agent.trajectory import TrajectoryManager, TurnRecord
+from dovetail.router.messages import flatten_content, for_template
 from dovetail.types.sample import Sample
 
 log = logging.getLogger(__name__)
