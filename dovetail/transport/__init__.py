@@ -1,0 +1,1 @@
+"""What passes between the processes of a run, and what becomes of it when one of them dies."""
