@@ -66,6 +66,7 @@ async def generate(
         num_generated=sample.response_length,
         media=Media.of(sample),
         return_routed_experts=return_routed_experts,
+        session_id=sample.session_id or sample.routing_key,
     )
     append_result(tokenizer, sample, await engine.generate(request), sampling.skip_special_tokens)
     return sample

@@ -67,6 +67,8 @@ class GenerateRequest:
     """Record which experts of a mixture-of-experts model each token went to."""
     media: Media | None = None
     """The images of the prompt, as the model reads them; `prompt_ids` has their tokens."""
+    session_id: str | None = None
+    """Requests of one session go to one engine where the router's policy is by session."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,10 @@ class EngineBusyError(EngineError):
         return str(self.args[0])
 
 
+class EngineTimeoutError(EngineError, TimeoutError):
+    """No answer within the time that a request has."""
+
+
 class RequestTooLongError(EngineError, ValueError):
     """A request can never fit the engine's memory or context; the message has the numbers."""
 
