@@ -21,6 +21,7 @@ from dovetail.checkpoint.files import (
     remove_tree,
     writing_failed,
 )
+from dovetail.checkpoint.weight_files import first_line, weight_files
 from dovetail.config.leaves import cure
 from dovetail.observe.atomic import fsync_directory
 from dovetail.types.errors import CheckpointError, ConfigError
@@ -33,7 +34,6 @@ T = TypeVar("T")
 
 EXPORT_MARK = "dovetail_export.json"
 """Marks a directory that `save_hf` wrote and may replace."""
-_INDEX = "model.safetensors.index.json"
 _FLAG = "--hf-checkpoint (TOML: model.hf_checkpoint)"
 _REF_CURE = f"Give a directory in Hugging Face form to {_FLAG}"
 _PROCESSOR_FILES = (
@@ -62,7 +62,7 @@ def load_model(
     import torch
 
     directory = model_directory(path)
-    _check_weights(directory)
+    weight_files(directory, _REF_CURE)
     kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise ConfigError(f"unknown type of weights {dtype!r}; use --dtype bfloat16 or float32")
@@ -265,58 +265,6 @@ def model_directory(path: Path | str) -> Path:
     return directory
 
 
-def _check_weights(directory: Path) -> None:
-    single, index = directory / "model.safetensors", directory / _INDEX
-    if single.is_file():
-        names = {single.name}
-    elif index.is_file():
-        names = _shards(index)
-    elif list(directory.glob("*.bin")) or list(directory.glob("*.pt*")):
-        raise CheckpointError(
-            f"{directory} has its weights as pickle files, which can run code when read; "
-            "save it again as safetensors (model.save_pretrained) and give that directory to "
-            f"{_FLAG}"
-        )
-    else:
-        raise CheckpointError(
-            f"no weights in {directory}: neither model.safetensors nor {_INDEX}. {_REF_CURE}"
-        )
-    for name in sorted(names):
-        if not (directory / name).is_file():
-            raise CheckpointError(f"{directory} lacks the weight file {name}. {_REF_CURE}")
-        _check_whole(directory / name)
-
-
-def _check_whole(file: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt"):
-            return
-    except OSError as error:
-        raise CheckpointError(f"{file} can't be read: {_first_line(error)}. {_REF_CURE}") from error
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{file} is damaged: {_first_line(error)}. Get it again. {_REF_CURE}"
-        ) from error
-
-
-def _shards(index: Path) -> set[str]:
-    try:
-        names = set(json.loads(index.read_bytes())["weight_map"].values())
-    except OSError as error:
-        raise CheckpointError(f"{index} can't be read: {error.strerror}. {_REF_CURE}") from error
-    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is not an index of weights: {error!r}") from error
-    for name in names:
-        plain = isinstance(name, str) and Path(name).name == name
-        if not plain or not name.endswith(".safetensors"):
-            raise CheckpointError(
-                f"{index} names {name!r}; only safetensors files beside it are read"
-            )
-    return names
-
-
 def read_in_silence(read: Callable[[], T], what: str) -> T:
     """Call `read` in silence; what a library raises becomes an error that says what to do."""
     try:
@@ -324,7 +272,7 @@ def read_in_silence(read: Callable[[], T], what: str) -> T:
             return read()
     except OSError as error:
         raise CheckpointError(
-            f"the {what} can't be read: {_first_line(error)}. {_REF_CURE}"
+            f"the {what} can't be read: {first_line(error)}. {_REF_CURE}"
         ) from error
     # transformers, tokenizers and safetensors raise bare Exception subclasses on damaged files.
     except Exception as error:
@@ -334,7 +282,7 @@ def read_in_silence(read: Callable[[], T], what: str) -> T:
                 "if you trust it, pass --trust-remote-code (TOML: model.trust_remote_code = true)"
             ) from error
         raise CheckpointError(
-            f"the {what} can't be loaded: {type(error).__name__}: {_first_line(error)}. {_REF_CURE}"
+            f"the {what} can't be loaded: {type(error).__name__}: {first_line(error)}. {_REF_CURE}"
         ) from error
 
 
@@ -349,11 +297,6 @@ def _check_complete(directory: Path, found: dict[str, Any]) -> None:
                 f"the weights in {directory} do not fit its config.json: {len(names)} tensors "
                 f"{how}, e.g. {', '.join(names[:3])}; they would start at random. {_REF_CURE}"
             )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0][:300].rstrip(".")
 
 
 @contextmanager
@@ -392,4 +335,4 @@ def _as_os_error(error: BaseException, path: Path, needed: int) -> OSError | Non
         return None
     free = free_bytes(path)
     note = "" if free >= needed else f" with {readable_bytes(free)} free"
-    return OSError(0, f"{_first_line(error)}{note}")
+    return OSError(0, f"{first_line(error)}{note}")

@@ -40,6 +40,12 @@ COMMANDS = (
         "eval [DIR] [RUN.toml] [--flag ...]",
     ),
     Command(
+        "serve",
+        "Serve a model over HTTP, without training.",
+        "dovetail.cli.serve:serve",
+        "serve [RUN.toml] [--flag ...]",
+    ),
+    Command(
         "config",
         "Show, check or compare configurations; write the reference page.",
         "dovetail.cli.config:config",

@@ -13,6 +13,7 @@ from dovetail.config.eval_rules import evaluation, missing_data
 from dovetail.config.eval_sets import eval_sets
 from dovetail.config.leaves import cure, nearest
 from dovetail.config.reward_rules import asked_rewards, built_in_rewards, rewards_of
+from dovetail.config.router_rules import router_rules
 from dovetail.config.run import RunConfig
 from dovetail.config.training_rules import TRAINING_RULES
 from dovetail.types.errors import ConfigError
@@ -41,6 +42,15 @@ def check_evaluation(config: RunConfig) -> None:
     if not (problems or config.hooks.eval_function_path or eval_sets(config)):
         problems.append(f"nothing to evaluate; name a set: {cure('eval_prompt_data', 'NAME PATH')}")
     _refuse(problems)
+
+
+def check_serving(config: RunConfig) -> None:
+    """Refuse a configuration that can't be served, without training.
+
+    Raises:
+        ConfigError: with every problem found, one per line.
+    """
+    _refuse([problem for rule in _SERVED for problem in rule(config)])
 
 
 def _refuse(problems: list[str]) -> None:
@@ -235,4 +245,6 @@ _RULES: tuple[Rule, ...] = (
     evaluation,
     _checkpoint,
     _debug,
+    router_rules,
 )
+_SERVED: tuple[Rule, ...] = (_mode, _model, _checkpoint, router_rules)

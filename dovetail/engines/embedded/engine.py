@@ -109,6 +109,11 @@ class EmbeddedEngine:
         """Counters since the engine was built."""
         return self._core.stats
 
+    @property
+    def num_open(self) -> int:
+        """Requests under way, waiting ones too."""
+        return len(self._open)
+
     async def generate(self, request: GenerateRequest) -> GenerateResult:
         """Generate until a stop, the length limit or an abort; an aborted request keeps its tokens.
 
@@ -186,6 +191,16 @@ class EmbeddedEngine:
         self._paused = False
         if self._open or self._scoring.waiting:
             self._wake()
+
+    async def sleep(self) -> None:
+        """Give the memory of keys and values back until `wake`; requests wait where they are."""
+        await self.pause()
+        self._core.scheduler.reset()
+        self._core.cache.release()
+
+    def wake(self) -> None:
+        """Take that memory again; `resume` goes on."""
+        self._core.cache.clear()
 
     async def receive_weights(
         self, version: int, tensors: Iterable[tuple[str, torch.Tensor]] | None

@@ -1,0 +1,154 @@
+"""The embedded engine of `dovetail serve`, steered over HTTP (`router.worker_control`)."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dovetail.checkpoint.hf_weights import read_weights
+from dovetail.types import EngineError, GenerateRequest, SamplingParams
+
+if TYPE_CHECKING:
+    from dovetail.engines.embedded.engine import EmbeddedEngine
+
+_PROBE_S = 20.0
+_CURE = "The engine keeps the weights that it has"
+
+
+class SteeredEngine:
+    """Implements `router.worker_control.Steered`, on the loop that the engine is on.
+
+    Args:
+        engine: gives the engine, once it is there.
+        model: gives the model whose tensors it reads.
+    """
+
+    def __init__(self, engine: Callable[[], EmbeddedEngine], model: Callable[[], Any]) -> None:
+        self._get_engine, self._get_model = engine, model
+        self._paused = self._asleep = False
+        self._turn = asyncio.Lock()
+        """One change of weights after another."""
+        self._snapshot: dict[str, torch.Tensor] | None = None
+        self._probes = itertools.count()
+
+    @property
+    def _engine(self) -> EmbeddedEngine:
+        return self._get_engine()
+
+    @property
+    def weight_version(self) -> int:
+        """The engine's."""
+        return self._engine.weight_version
+
+    async def pause(self, *, abort: bool) -> None:
+        """Hold every request; `abort`: end those under way first."""
+        self._paused = True
+        await self._engine.pause()
+        if abort:
+            await self._engine.abort()
+
+    async def resume(self) -> None:
+        """Go on; without memory, as soon as that is back."""
+        self._paused = False
+        if not self._asleep:
+            await self._engine.resume()
+
+    async def load_weights(self, directory: Path, version: int | None) -> int:
+        """Read and check everything first, while requests go on; then copy it in a pause.
+
+        Raises:
+            CheckpointError: the directory does not have this model's weights, whole.
+        """
+        async with self._turn:
+            tensors = await asyncio.to_thread(read_weights, directory, self._get_model(), _CURE)
+            waiting = self._engine.num_open
+            new = self._engine.weight_version + 1 if version is None else version
+            await self._engine.receive_weights(new, tensors.items())
+            return waiting
+
+    async def set_weight_version(self, version: int) -> None:
+        """The weights are those of `version`."""
+        async with self._turn:
+            await self._engine.receive_weights(version, None)
+
+    async def release_memory(self, tags: tuple[str, ...]) -> None:
+        """Of `kv_cache`. The weights stay: on a CPU there is no other place for them."""
+        if "kv_cache" in tags and not self._asleep:
+            self._asleep = True
+            await self._engine.sleep()
+
+    async def resume_memory(self, tags: tuple[str, ...]) -> None:
+        """As it was before `release_memory`; what was not paused goes on."""
+        if "kv_cache" in tags and self._asleep:
+            self._asleep = False
+            self._engine.wake()
+            if not self._paused:
+                await self._engine.resume()
+
+    async def check_weights(self, action: str, skip: tuple[str, ...]) -> dict[str, str]:
+        """Sums of all tensors; or keep a copy, overwrite the weights, compare with the copy.
+
+        Raises:
+            EngineError: there is no copy, or the weights differ from it.
+        """
+        async with self._turn:
+            own = {
+                name: tensor
+                for name, tensor in self._get_model().named_parameters()
+                if not any(part in name for part in skip)
+            }
+            if action == "checksum":
+                return await asyncio.to_thread(_sums, own)
+            if action == "snapshot":
+                self._snapshot = {name: tensor.detach().clone() for name, tensor in own.items()}
+            elif action == "reset_tensors":
+                noise = [(name, torch.randn_like(tensor)) for name, tensor in own.items()]
+                await self._engine.receive_weights(self.weight_version, noise)
+            else:
+                self._compare(own)
+            return {}
+
+    def _compare(self, own: dict[str, Any]) -> None:
+        if self._snapshot is None:
+            raise EngineError("there is no snapshot to compare with; send action snapshot first")
+        differ = [
+            name
+            for name, tensor in own.items()
+            if name in self._snapshot and not torch.equal(self._snapshot[name], tensor)
+        ]
+        if differ:
+            raise EngineError(
+                f"{len(differ)} tensors differ from the snapshot, e.g. {', '.join(differ[:3])}"
+            )
+
+    async def probe(self) -> None:
+        """One token, greedily, unless requests are under way or everything is paused.
+
+        Raises:
+            EngineError: it failed, or took too long.
+        """
+        if self._engine.num_open or self._paused or self._asleep:
+            return
+        sampling = SamplingParams(max_new_tokens=1, temperature=0.0)
+        request = GenerateRequest(f"health#{next(self._probes)}", (0,), sampling)
+        try:
+            await asyncio.wait_for(self._engine.generate(request), _PROBE_S)
+        except TimeoutError as error:
+            raise EngineError(f"no token within {_PROBE_S:.0f} s") from error
+
+
+@torch.no_grad()
+def _sums(tensors: dict[str, Any]) -> dict[str, str]:
+    """Of the bytes of each."""
+    return {
+        name: hashlib.sha256(
+            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        ).hexdigest()
+        for name, tensor in tensors.items()
+    }
