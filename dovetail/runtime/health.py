@@ -1,0 +1,245 @@
+"""Looks after engines: who died, stands still or does not answer is taken out of the pool, started
+anew, given the current weights, and let in again.
+
+    ready --exit | SIGSTOP | looks that fail | a command that failed--> dead (pool.mark_dead)
+      ^                                                                  |  ended, back-off
+      +---- pool.admit: weights of now, version asked back <---- started-+
+
+With `repairs` off the first death is the end of the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dovetail.engines.process import ServerProcess
+from dovetail.router.pool import Pool
+from dovetail.router.worker import Worker, WorkerState
+from dovetail.types.errors import EngineError
+from dovetail.types.ports import RemoteEngine
+
+log = logging.getLogger(__name__)
+
+MOST_STARTS = 5
+"""Starts in a row that led to no answer, after which an engine is given up."""
+FIRST_REST_S, LONGEST_REST_S = 0.5, 30.0
+"""Before the second start in a row, and before later ones."""
+_TICK_S = 0.05
+_FAULTS = (EngineError, OSError)
+
+
+@dataclass(frozen=True, slots=True)
+class HealthSettings:
+    """How engines are looked after."""
+
+    interval_s: float = 5.0
+    timeout_s: float = 10.0
+    first_wait_s: float = 0.0
+    failure_threshold: int = 3
+    start_timeout_s: float = 600.0
+    repairs: bool = True
+
+
+@dataclass(eq=False, slots=True)
+class Member:
+    """One engine of a fleet."""
+
+    name: str
+    """As messages call it, e.g. `engine 0 (vllm)`."""
+    engine: RemoteEngine
+    process: ServerProcess | None = None
+    """None: somebody else started it."""
+    restarts: int = 0
+    """How often it was let in again."""
+    vain_starts: int = 0
+    """Starts in a row that led to no answer."""
+    given_up: bool = False
+    answered: int = 0
+    """Of the pool's worker, when it was let in last."""
+    poke: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set: look now."""
+
+    async def start(self, timeout_s: float, look_s: float) -> None:
+        """Start the process if it is ours, and wait until it answers; `look_s` is the longest wait
+        for an answer.
+
+        Raises:
+            EngineError: it does not; the message has the end of its log.
+        """
+
+        async def reacts() -> bool:
+            return await self.engine.healthy(look_s)
+
+        if self.process is not None:
+            self.process.start()
+            await self.process.wait_ready(reacts, timeout_s)
+            return
+        deadline = time.monotonic() + timeout_s
+        while not await reacts():
+            if time.monotonic() > deadline:
+                raise EngineError(
+                    f"{self.name} at {self.engine.url} did not answer within {timeout_s:.0f} s "
+                    "(--rollout-external-engine-addrs, TOML: engine.rollout_external_engine_addrs; "
+                    "--engine-start-timeout-s, TOML: engine.engine_start_timeout_s)"
+                )
+            await asyncio.sleep(_TICK_S)
+
+
+class Supervisor:
+    """Looks after the members of one pool, each in a task of its own.
+
+    Args:
+        on_fatal: called once, when no engine is left or none may be started again.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        members: Sequence[Member],
+        settings: HealthSettings,
+        on_fatal: Callable[[EngineError], None],
+    ) -> None:
+        self.pool, self.members, self.settings = pool, list(members), settings
+        self._on_fatal = on_fatal
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Look after everybody from now on."""
+        self._tasks = [asyncio.ensure_future(self._keep(one)) for one in self.members]
+
+    async def close(self) -> None:
+        """Look after nobody any more."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def failed(self, worker: Worker, error: Exception) -> None:
+        """The pool's `on_failure`: a request or a command of this engine failed."""
+        for member in self.members:
+            if member.engine.url == worker.url:
+                member.poke.set()
+
+    async def _keep(self, member: Member) -> None:
+        await asyncio.sleep(self.settings.first_wait_s)
+        while True:
+            reason = await self._until_dead(member)
+            log.warning("%s at %s is dead: %s", member.name, member.engine.url, reason)
+            self.pool.mark_dead(member.engine.url, reason)
+            if not self.settings.repairs:
+                self._on_fatal(
+                    EngineError(
+                        f"{member.name} died: {reason}; --use-fault-tolerance (TOML: "
+                        "engine.use_fault_tolerance = true) starts engines anew"
+                    )
+                )
+                return
+            if not await self._bring_back(member):
+                return
+
+    # Finding out
+
+    async def _until_dead(self, member: Member) -> str:
+        """Why it is dead."""
+        return await _first(self._until_gone(member), self._until_silent(member))
+
+    async def _until_gone(self, member: Member) -> str:
+        """Why the process is of no use; without a process of ours never."""
+        process, looked = member.process, time.monotonic()
+        while process is None or process.alive:
+            if process is not None and time.monotonic() - looked >= self._stop_look_s:
+                if process.stopped:
+                    return "it stands still (SIGSTOP)"
+                looked = time.monotonic()
+            await asyncio.sleep(_TICK_S)
+        return process.ending
+
+    @property
+    def _stop_look_s(self) -> float:
+        return min(self.settings.interval_s, 1.0)
+
+    async def _until_silent(self, member: Member) -> str:
+        """Why the pool counts it as dead, or for how long it has not answered."""
+        worker, failed, own = self.pool.worker(member.engine.url), 0, self.settings
+        member.poke.clear()
+        while failed < own.failure_threshold and not _is_dead(worker):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(member.poke.wait(), own.interval_s)
+            member.poke.clear()
+            # One that is taking weights may be too busy; if it dies of them, that shows.
+            if _is_dead(worker) or self.pool.update_lock.locked():
+                continue
+            failed = 0 if await member.engine.healthy(own.timeout_s) else failed + 1
+        if _is_dead(worker):
+            return worker.reason
+        return f"it did not answer {failed} looks of {own.timeout_s:g} s"
+
+    # Repair
+
+    async def _bring_back(self, member: Member) -> bool:
+        """Start it anew, again and again, and let it in; False: it was given up."""
+        worker = self.pool.worker(member.engine.url)
+        if worker.answered > member.answered:
+            member.vain_starts = 0
+        while True:
+            await asyncio.sleep(_rest_s(member.vain_starts))
+            try:
+                await self._start_and_admit(member)
+            except _FAULTS as error:
+                member.vain_starts += 1
+                log.warning("%s can't be brought back: %s", member.name, error)
+                if member.vain_starts >= MOST_STARTS:
+                    self._give_up(member, error)
+                    return False
+                continue
+            member.restarts += 1
+            member.vain_starts += 1  # Until it has answered something.
+            member.answered = worker.answered
+            log.info("%s is back, with weights of version %s", member.name, worker.weight_version)
+            return True
+
+    async def _start_and_admit(self, member: Member) -> None:
+        if member.process is not None:
+            await member.process.terminate()
+        await member.start(self.settings.start_timeout_s, self.settings.timeout_s)
+        reason = await _first(self._admit(member), self._until_gone(member))
+        if reason:
+            raise EngineError(f"while it took the weights: {reason}")
+
+    async def _admit(self, member: Member) -> str:
+        await self.pool.admit(member.engine.url)
+        return ""
+
+    def _give_up(self, member: Member, error: Exception) -> None:
+        member.given_up = True
+        log.error("%s is given up after %d starts in vain", member.name, member.vain_starts)
+        if any(not one.given_up for one in self.members):
+            return
+        said = f"no engine is left; {member.name} did not come back: {error}"
+        self.pool.give_up(said)
+        self._on_fatal(EngineError(said))
+
+
+def _is_dead(worker: Worker) -> bool:
+    return worker.state is WorkerState.DEAD
+
+
+def _rest_s(vain_starts: int) -> float:
+    return min(FIRST_REST_S * 2 ** (vain_starts - 1), LONGEST_REST_S) if vain_starts else 0.0
+
+
+async def _first(*works: Coroutine[Any, Any, str]) -> str:
+    """What the first of them says; the others are cancelled."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return next(task for task in tasks if task in done).result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
