@@ -37,7 +37,7 @@ def check_evaluation(config: RunConfig) -> None:
     Raises:
         ConfigError: with every problem found, one per line.
     """
-    rules = (_mode, _model, evaluation, built_in_rewards)
+    rules = (_mode, _model, evaluation, built_in_rewards, router_rules)
     problems = [problem for rule in rules for problem in rule(config)]
     if not (problems or config.hooks.eval_function_path or eval_sets(config)):
         problems.append(f"nothing to evaluate; name a set: {cure('eval_prompt_data', 'NAME PATH')}")

@@ -1,31 +1,35 @@
-"""The ASGI application: every route of every dialect, and one shape of error for all of them."""
+"""The ASGI application: every route of every dialect, and one shape of error for all of them.
+
+Guard (who) -> Bounded (how much) -> Counted (figures) -> users' middleware -> routes
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
-from dovetail.router import control
+from dovetail.router import control, metrics, workers
 from dovetail.router.bridge import Bridge
-from dovetail.router.dialects import openai, sglang, vllm
+from dovetail.router.dialects import openai, sglang, tokens, vllm
 from dovetail.router.fields import RequestError
-from dovetail.router.respond import failure
+from dovetail.router.limits import Bounded, Limits
+from dovetail.router.metrics import Counted, Figures
+from dovetail.router.respond import CLIENT_GONE, failure
+from dovetail.router.security import Access, Guard
+from dovetail.router.workers import Behind
 
 log = logging.getLogger(__name__)
-
-# A page in somebody's browser must not reach the engine under a name of its own.
-_HOSTS = ["127.0.0.1", "localhost"]
 
 
 @dataclass
@@ -35,11 +39,30 @@ class RouterView:
     args: Any
     app: Any = None
     verbose: bool = False
-    worker_request_counts: dict[str, int] = field(default_factory=dict)
-    """Requests under way by address; there is one."""
-    worker_failure_counts: dict[str, int] = field(default_factory=dict)
-    dead_workers: set[str] = field(default_factory=set)
-    max_weight_version: int | None = None
+    behind: Behind | None = None
+
+    @property
+    def worker_request_counts(self) -> dict[str, int]:
+        """Requests under way by address; empty for an engine of this process."""
+        return {one.url: one.in_flight for one in self._workers()}
+
+    @property
+    def worker_failure_counts(self) -> dict[str, int]:
+        """Requests that each engine broke off."""
+        return {one.url: one.failures for one in self._workers()}
+
+    @property
+    def dead_workers(self) -> set[str]:
+        """Addresses of engines that get no requests because they died."""
+        return {one.url for one in self._workers() if one.state == "dead"}
+
+    @property
+    def max_weight_version(self) -> int | None:
+        """Of the newest weights that engines were given."""
+        return None if self.behind is None else self.behind.pool.weight_version
+
+    def _workers(self) -> list[Any]:
+        return [] if self.behind is None else list(self.behind.pool.workers.values())
 
 
 MakeMiddleware = Callable[[ASGIApp, RouterView], Any]
@@ -47,20 +70,46 @@ MakeMiddleware = Callable[[ASGIApp, RouterView], Any]
 
 
 def make_app(
-    bridge: Bridge, middleware: Sequence[MakeMiddleware] = (), args: Any = None
+    bridge: Bridge,
+    middleware: Sequence[MakeMiddleware] = (),
+    args: Any = None,
+    *,
+    access: Access,
+    limits: Limits,
+    behind: Behind | None = None,
+    routes: Sequence[BaseRoute] = (),
 ) -> Starlette:
-    """The application over `bridge`, behind the users' middleware, the first of it outermost."""
-    view = RouterView(args)
+    """The application over `bridge`, behind the users' middleware, the first of it outermost.
+
+    Args:
+        bridge: what answers.
+        middleware: the users'.
+        args: what they read as their router's.
+        access: who is let in.
+        limits: what requests may take.
+        behind: the engines of a fleet, where there are several.
+        routes: further ones, which go before those of the same path.
+    """
+    view = RouterView(args, behind=behind)
+    figures = Figures(bridge, behind)
     found = [*sglang.routes(bridge), *vllm.routes(bridge), *openai.routes(bridge)]
+    facts = [
+        *workers.routes(bridge, behind),
+        *metrics.routes(figures),
+        *control.routes(bridge, behind),
+    ]
     view.app = Starlette(
-        routes=[*found, *control.routes(bridge)],
+        routes=[*routes, *found, *tokens.routes(bridge), *facts],
         middleware=[
-            Middleware(TrustedHostMiddleware, allowed_hosts=_HOSTS),
+            Middleware(Guard, access=access),
+            Middleware(Bounded, limits=limits),
+            Middleware(Counted, figures=figures),
             *(Middleware(_as_asgi, make=make, view=view) for make in middleware),
         ],
         exception_handlers={
             RequestError: _request_error,
             HTTPException: _http_error,
+            ClientDisconnect: _client_gone,
             Exception: _unexpected,
         },
     )
@@ -83,7 +132,13 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     said = {404: "no such path", 405: f"the method {request.method} is not for this path"}
     message = f"{request.url.path}: {said.get(error.status_code, error.detail)}"
-    return failure(RequestError(message, status=error.status_code))
+    answer = failure(RequestError(message, status=error.status_code))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _client_gone(request: Request, error: Exception) -> Response:
+    return failure(RequestError("the client is gone", status=CLIENT_GONE))
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

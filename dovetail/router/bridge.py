@@ -7,6 +7,8 @@
 
 The run's loop stands still while the run trains: requests that come then wait. A loop that runs but
 does not react is another matter: somebody blocks it, and may wait for this very answer.
+
+With the engines of a fleet, server and engines share a loop: there is nothing to cross.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ from dovetail.router.answer import Answer
 from dovetail.router.fields import RequestError
 from dovetail.router.wanted import Wanted
 from dovetail.types import (
+    EngineBusyError,
     EngineError,
+    EngineGoneError,
+    EngineTimeoutError,
     FinishReason,
     GenerateRequest,
     GenerateResult,
@@ -72,6 +77,10 @@ class Bridge:
         self.thread_id: int | None = None
         """The thread that runs the run's loop."""
         self.closing = False
+        self.prompt_tokens = self.generated_tokens = self.cached_tokens = 0
+        """Of all answers so far."""
+        self._direct: dict[asyncio.Task[Any], bool] = {}
+        """Tasks that wait for an engine of this loop -> whether `end` ended them."""
         self._numbers = itertools.count()
         self._open: dict[str, str] = {}
         """Ids of requests under way -> the name that their client gave."""
@@ -92,9 +101,15 @@ class Bridge:
         return self._limits()[0]
 
     @property
+    def vocab_size(self) -> int | None:
+        """Where token ids end."""
+        return self._limits()[1]
+
+    @property
     def can_score(self) -> bool:
         """Whether the engine scores tokens that are there already."""
-        return isinstance(self.engine, ScoringEngine)
+        engine = self.engine
+        return isinstance(engine, ScoringEngine) and getattr(engine, "can_score", True)
 
     @property
     def weight_version(self) -> int:
@@ -120,6 +135,7 @@ class Bridge:
         request = self._request(prompt, wanted, rid)
         result = await self._generate(request, rid)
         answer = Answer(rid, len(prompt)).extended(result, self.weight_version)
+        self._count(answer)
         finish = FinishReason(result.finish_reason)
         return answer.worded(self.tokenizer, wanted, finish, time.perf_counter() - started)
 
@@ -151,6 +167,7 @@ class Bridge:
             finish = None if goes_on else ended
             yield answer.worded(self.tokenizer, wanted, finish, time.perf_counter() - started)
             if finish is not None:
+                self._count(answer)
                 return
             size *= 2
 
@@ -178,7 +195,7 @@ class Bridge:
         try:
             return await self._hop(engine.score(request))
         except EngineError as error:
-            raise RequestError(f"the engine failed: {error}", status=500) from error
+            raise failed(error) from error
 
     async def abort(self, rid: str | None = None) -> int:
         """End the requests of this name (None: every request of the engine); how many there
@@ -199,7 +216,7 @@ class Bridge:
                 str(error), field="max_new_tokens", got=request.sampling.max_new_tokens
             ) from error
         except EngineError as error:
-            raise RequestError(f"the engine failed: {error}", status=500) from error
+            raise failed(error) from error
         finally:
             self._open.pop(request.request_id, None)
 
@@ -215,6 +232,7 @@ class Bridge:
             tuple(prompt),
             sampling,
             return_routed_experts=wanted.routed_experts,
+            session_id=wanted.session_id,
         )
 
     def _check_ids(self, prompt: Sequence[int]) -> None:
@@ -236,6 +254,8 @@ class Bridge:
         if self.closing or self.loop is None or self.loop.is_closed():
             work.close()
             raise RequestError("the run is ending: no more requests are taken", status=503)
+        if asyncio.get_running_loop() is self.loop:
+            return await self._here(work)
         future = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
         try:
             while True:
@@ -253,6 +273,32 @@ class Bridge:
             raise
         finally:
             future.cancel()
+
+    async def _here(self, work: Coroutine[Any, Any, T]) -> T:
+        """The same where the engine lives on this very loop."""
+        task = asyncio.current_task()
+        assert task is not None, "requests are answered in tasks"
+        self._direct[task] = False
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if self._direct[task] and task.uncancel() == 0:
+                raise RequestError("the run ended meanwhile", status=503) from None
+            raise
+        finally:
+            del self._direct[task]
+
+    def end(self) -> None:
+        """On the server's loop: take no more requests, and end those that wait for an engine of
+        this loop; the others see for themselves."""
+        self.closing = True
+        for task in self._direct:
+            self._direct[task] = task.cancel()
+
+    def _count(self, answer: Answer) -> None:
+        self.prompt_tokens += answer.prompt_tokens
+        self.generated_tokens += len(answer.token_ids)
+        self.cached_tokens += answer.cached_tokens
 
     async def _refuse_if_blocked(self) -> None:
         loop = self.loop
@@ -285,6 +331,17 @@ class Bridge:
                 return f" (at {path}:{frame.f_lineno}: {line})"
             frame = frame.f_back
         return ""
+
+
+def failed(error: EngineError) -> RequestError:
+    """An engine's failure as its clients see it: 429 and 503 may go better later."""
+    if isinstance(error, EngineBusyError):
+        return RequestError(str(error), status=429, retry_after_s=error.retry_after_s)
+    if isinstance(error, EngineTimeoutError):
+        return RequestError(str(error), status=504)
+    if isinstance(error, EngineGoneError):
+        return RequestError(f"the engine is gone: {error}", status=503, retry_after_s=1.0)
+    return RequestError(f"the engine failed: {error}", status=500)
 
 
 def _tell(loop: asyncio.AbstractEventLoop, sign: asyncio.Event) -> None:

@@ -4,6 +4,7 @@ not to be had."""
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import Any
 
 from starlette.requests import Request
@@ -14,6 +15,7 @@ from dovetail import __version__
 from dovetail.router.bridge import Bridge
 from dovetail.router.fields import RequestError
 from dovetail.router.respond import Json, failure, fields_of
+from dovetail.router.workers import Behind
 
 _BY_THE_RUN = "the run itself gives its engine new weights, pauses it and resumes it"
 REFUSED = {
@@ -29,9 +31,6 @@ REFUSED = {
         "load_lora_adapter load_lora_adapter_from_tensors load_lora_adapter_from_distributed "
         "unload_lora_adapter v1/load_lora_adapter v1/unload_lora_adapter"
     ),
-    "this server stands before one engine, which the run chose": (
-        "add_worker remove_worker workers/{id:path}"
-    ),
     "the engine generates, it does not embed, classify or score": (
         "encode classify v1/embeddings v1/score v1/rerank v1/responses v1/chat/completions/render"
     ),
@@ -40,16 +39,28 @@ REFUSED = {
 """Reason -> paths that are answered with 501 and that reason."""
 
 
-def routes(bridge: Bridge) -> list[BaseRoute]:
+def routes(bridge: Bridge, behind: Behind | None = None) -> list[BaseRoute]:
     """Routes for information and aborts, and those that are refused."""
-    return [*_health(bridge), *_facts(bridge), *_load(bridge), *_aborts(bridge), *_refused()]
+    return [
+        *_health(bridge, behind),
+        *_facts(bridge),
+        *_load(bridge),
+        *_aborts(bridge),
+        *_refused(),
+    ]
 
 
-def _health(bridge: Bridge) -> list[BaseRoute]:
+def _health(bridge: Bridge, behind: Behind | None) -> list[BaseRoute]:
     async def health(request: Request) -> Response:
         if bridge.closing:
             return failure(RequestError("the run is ending", status=503))
-        return Response(status_code=200)
+        if behind is None:
+            return Response(status_code=200)
+        states = Counter(worker.state.value for worker in behind.pool.workers.values())
+        if not states["ready"]:
+            message = f"no engine takes requests: {dict(states) or 'there is none'}"
+            return failure(RequestError(message, status=503, retry_after_s=1.0))
+        return Json({"status": "ok", "workers": dict(states)})
 
     async def flush(request: Request) -> Response:
         busy = len(bridge.in_flight)
@@ -88,20 +99,6 @@ def _facts(bridge: Bridge) -> list[BaseRoute]:
     async def weight_version(request: Request) -> Response:
         return Json({"weight_version": str(bridge.weight_version)})
 
-    async def workers(request: Request) -> Response:
-        worker = {
-            "id": "0",
-            "url": _own_url(request),
-            "model_id": bridge.model,
-            "worker_type": "regular",
-            "is_healthy": not bridge.closing,
-            "load": len(bridge.in_flight),
-        }
-        return Json({"workers": [worker], "total": 1})
-
-    async def list_workers(request: Request) -> Response:
-        return Json({"urls": [_own_url(request)]})
-
     async def version(request: Request) -> Response:
         return Json({"version": __version__})
 
@@ -113,8 +110,6 @@ def _facts(bridge: Bridge) -> list[BaseRoute]:
         "/get_server_info": server_info,
         "/get_weight_version": weight_version,
         "/weight_version": weight_version,
-        "/workers": workers,
-        "/list_workers": list_workers,
         "/version": version,
     }
     return [Route(path, handler, methods=["GET"]) for path, handler in handlers.items()]
@@ -179,20 +174,14 @@ def _refused() -> list[BaseRoute]:
 
         return refused
 
-    change = refuse("this server stands before one engine, which the run chose")
     methods = ["GET", "POST", "PUT", "DELETE"]
     return [
-        Route("/workers", change, methods=["POST", "DELETE"]),
         *(
             Route(f"/{path}", refuse(reason), methods=methods)
             for reason, paths in REFUSED.items()
             for path in paths.split()
         ),
     ]
-
-
-def _own_url(request: Request) -> str:
-    return f"{request.url.scheme}://{request.url.netloc}"
 
 
 def _model_info(bridge: Bridge) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -20,9 +20,12 @@ class RequestError(Exception):
         field: str | None = None,
         got: Any = None,
         expected: str | None = None,
+        retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.field, self.got, self.expected = status, field, got, expected
+        self.retry_after_s = retry_after_s
+        """When it may go better; None: not said."""
 
 
 def wrong(field: str, got: Any, expected: str) -> RequestError:
@@ -51,6 +54,11 @@ mean 'max_new_tokens'?
             raise wrong(path.rstrip(".") or "body", values, "a JSON object")
         self._values, self._path = values, path
         self._known: set[str] = set()
+
+    @property
+    def values(self) -> Mapping[str, Any]:
+        """The whole object."""
+        return self._values
 
     def __contains__(self, name: str) -> bool:
         return self._values.get(name) is not None
@@ -100,6 +108,13 @@ mean 'max_new_tokens'?
         if value is not None and not isinstance(value, str):
             raise self.wrong(name, value, "a string")
         return value
+
+    def choice(self, name: str, words: Sequence[str]) -> str | None:
+        """One of these words."""
+        value = self.raw(name)
+        if value is not None and value not in words:
+            raise self.wrong(name, value, f"one of {', '.join(words)}")
+        return None if value is None else str(value)
 
     def texts(self, name: str) -> tuple[str, ...]:
         """A string or a list of them, none of them empty."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -15,9 +16,14 @@ from dovetail.router.fields import Fields, RequestError
 
 T = TypeVar("T")
 
-MOST_BODY_BYTES = 64 * 2**20
-_KINDS = {400: "BadRequestError", 404: "NotFoundError", 413: "BadRequestError"}
-_CLIENT_GONE = 499
+_KINDS = {
+    401: "AuthenticationError",
+    403: "PermissionDeniedError",
+    404: "NotFoundError",
+    408: "RequestTimeoutError",
+    429: "RateLimitError",
+}
+CLIENT_GONE = 499
 
 
 class Json(Response):
@@ -31,7 +37,17 @@ class Json(Response):
 
 def failure(error: RequestError) -> Json:
     """An error as all dialects' clients find it, with the field, what came and what is wanted."""
-    return Json(failure_body(error), status_code=error.status)
+    return Json(failure_body(error), status_code=error.status, headers=failure_headers(error))
+
+
+def failure_headers(error: RequestError) -> dict[str, str]:
+    """What an error's answer says beside its body."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(max(math.ceil(error.retry_after_s), 1))
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return headers
 
 
 def failure_body(error: RequestError) -> dict[str, Any]:
@@ -55,19 +71,9 @@ async def fields_of(request: Request) -> Fields:
     """The JSON object of a body; no body counts as an empty one.
 
     Raises:
-        RequestError: it is too large, or no JSON object.
+        RequestError: it is no JSON object.
     """
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MOST_BODY_BYTES:
-            raise RequestError(
-                f"the body has more than {MOST_BODY_BYTES} bytes",
-                status=413,
-                field="body",
-                got=f"more than {MOST_BODY_BYTES} bytes",
-                expected=f"at most {MOST_BODY_BYTES} bytes",
-            )
+    body = await request.body()
     if not body.strip():
         return Fields({})
     try:
@@ -76,7 +82,7 @@ async def fields_of(request: Request) -> Fields:
         raise RequestError(
             f"the body is not JSON: {error}",
             field="body",
-            got=repr(bytes(body[:40])),
+            got=repr(body[:40]),
             expected="a JSON object",
         ) from error
 
@@ -93,7 +99,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait([doing, leaving], return_when=asyncio.FIRST_COMPLETED)
         if doing.done():
             return doing.result()
-        raise RequestError("the client is gone", status=_CLIENT_GONE)
+        raise RequestError("the client is gone", status=CLIENT_GONE)
     finally:
         for task in (doing, leaving):
             task.cancel()

@@ -74,6 +74,8 @@ def make_router(parts: Parts, bound: list[BoundHook]) -> RouterServer | None:
         return None
     # Starlette and uvicorn take a while to import: only runs that serve wait for them.
     from dovetail.router.bridge import Bridge
+    from dovetail.router.limits import Limits
+    from dovetail.router.security import Access
     from dovetail.router.server import RouterServer
 
     def engine() -> Engine:
@@ -94,6 +96,8 @@ def make_router(parts: Parts, bound: list[BoundHook]) -> RouterServer | None:
     server = RouterServer(
         bridge,
         parts.config.router.router_port,
+        access=Access.of(parts.config.router),
+        limits=Limits.of(parts.config.router),
         middleware=[middleware_maker(hook) for hook in every],
         args=parts.args,
     )

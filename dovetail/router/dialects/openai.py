@@ -68,7 +68,7 @@ def routes(bridge: Bridge) -> list[BaseRoute]:
 
     async def chat_completions(request: Request) -> Response:
         fields = await fields_of(request)
-        prompts = [_chat_prompt(fields, bridge)]
+        prompts = [chat_prompt(fields, bridge)]
         wanted = openai_wanted(
             fields, limit_names=("max_completion_tokens", "max_tokens"), limit=None
         )
@@ -148,7 +148,7 @@ def _prompts(fields: Fields, bridge: Bridge) -> list[tuple[int, ...]]:
     return prompts
 
 
-def _chat_prompt(fields: Fields, bridge: Bridge) -> tuple[int, ...]:
+def chat_prompt(fields: Fields, bridge: Bridge) -> tuple[int, ...]:
     """The messages through the tokenizer's chat template; tools are shown to it."""
     messages = fields.raw("messages")
     if not isinstance(messages, list) or not messages:

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from dovetail.router import bridge as bridge_module
-from dovetail.router import respond
 from dovetail.router.bridge import Bridge
 from dovetail.router.server import RouterServer
 from dovetail.types import ConfigError
@@ -154,16 +153,6 @@ def test_a_body_that_is_no_json_object_is_refused() -> None:
     found = asyncio.run(work())
     assert [status for status, _ in found] == [400] * 3
     assert [content["error"]["param"] for _, content in found] == ["body"] * 3
-
-
-def test_a_body_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(respond, "MOST_BODY_BYTES", 1000)
-
-    async def work() -> dict[str, Any]:
-        async with serving(Scripted()) as client:
-            return await client.refused("/generate", {"text": "x" * 2000}, 413)
-
-    assert "more than 1000 bytes" in asyncio.run(work())["message"]
 
 
 def test_another_host_name_is_refused() -> None:
