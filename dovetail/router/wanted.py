@@ -25,6 +25,8 @@ class Wanted:
     """The text keeps the stop string, and the special token, that ended it."""
     routed_experts: bool = False
     """Record the experts of every token."""
+    session_id: str | None = None
+    """Requests of one session go to one engine where the policy is by session."""
 
     def choice(self, number: int) -> Wanted:
         """For the choice of this number: with a seed, each has its own."""
