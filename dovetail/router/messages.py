@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+_TEXTS = ("text", "input_text", "output_text", "refusal")
+
 
 def flatten_content(content: Any) -> str:
     """The text of a message's content: a text, or a list of parts."""
@@ -24,6 +26,24 @@ def flatten_content(content: Any) -> str:
         elif isinstance(part, Mapping) and "content" in part:
             texts.append(flatten_content(part["content"]))
     return "\n".join(texts)
+
+
+def as_said(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message of Chat Completions with its content as one text, and without what is null.
+
+    Raises:
+        ValueError: it has a part that is no text.
+    """
+    content = message.get("content")
+    for part in content if isinstance(content, list) else ():
+        kind = part.get("type") if isinstance(part, Mapping) else "text"
+        if kind not in _TEXTS:
+            raise ValueError(f"{kind} parts are not taken: the policy reads text")
+    made = {name: value for name, value in message.items() if value is not None}
+    made["content"] = flatten_content(content)
+    # The name that OpenAI gave the system's role later on.
+    made["role"] = "system" if message.get("role") == "developer" else message.get("role")
+    return made
 
 
 def for_template(message: Mapping[str, Any]) -> dict[str, Any]:

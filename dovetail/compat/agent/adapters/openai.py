@@ -15,10 +15,10 @@ from dovetail.compat.agent.adapters.common import (
     BaseAdapter,
     Reply,
     RequestRefused,
-    flatten_content,
     json_arguments,
     read_body,
 )
+from dovetail.router.messages import as_said
 
 _SAMPLING = {
     "temperature": "temperature",
@@ -76,18 +76,10 @@ def translate(body: Mapping[str, Any]) -> Asked:
 
 
 def _message(message: Mapping[str, Any]) -> dict[str, Any]:
-    content = message.get("content")
-    for part in content if isinstance(content, list) else ():
-        kind = part.get("type") if isinstance(part, Mapping) else "text"
-        if kind not in ("text", "input_text", "output_text", "refusal"):
-            raise RequestRefused(
-                400, "invalid_request_error", f"{kind} parts are not taken: the policy reads text"
-            )
-    made = {name: value for name, value in message.items() if value is not None}
-    made["content"] = flatten_content(content)
-    # The name that OpenAI gave the system's role later on.
-    made["role"] = "system" if message.get("role") == "developer" else message.get("role")
-    return made
+    try:
+        return as_said(message)
+    except ValueError as error:
+        raise RequestRefused(400, "invalid_request_error", str(error)) from error
 
 
 def _wire_message(reply: Reply) -> dict[str, Any]:

@@ -1,0 +1,188 @@
+"""What a session's clients get: completions whole and as streams, records, samples."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from starlette.responses import StreamingResponse
+
+from dovetail.router.answer import Answer
+from dovetail.router.bridge import Bridge
+from dovetail.router.fields import RequestError
+from dovetail.router.respond import failure_body
+from dovetail.router.session import Message, Session, Turn
+from dovetail.router.session_ask import Asked
+from dovetail.router.tool_calls import json_arguments
+from dovetail.types import Sample
+
+_SIGN_OF_LIFE_S = 15.0
+"""A client or a proxy may give up on a stream that is silent for long."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answered request."""
+
+    asked: Asked
+    turn: Turn
+    answer: Answer
+    message: Message | None
+    """None for a plain completion."""
+    prompt_ids: Sequence[int]
+    texts: Sequence[str]
+    """Of each sampled token."""
+
+    @property
+    def finish_reason(self) -> str:
+        """stop, length or tool_calls."""
+        called = self.message is not None and self.message.get("tool_calls")
+        return "tool_calls" if called else self.turn.finish_reason
+
+
+def call_of(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call as Chat Completions sends it: its arguments are text."""
+    function = call["function"]
+    text = json_arguments(function["arguments"])
+    return {**call, "function": {**function, "arguments": text}}
+
+
+def completion(reply: Reply) -> dict[str, Any]:
+    """The whole answer."""
+    choice: dict[str, Any] = {"index": 0, **_content(reply), "finish_reason": reply.finish_reason}
+    choice["logprobs"] = _logprobs(reply)
+    body = {**_envelope(reply), "choices": [choice], "usage": _usage(reply)}
+    if reply.asked.token_ids:
+        choice["token_ids"] = list(reply.answer.token_ids)
+        body["prompt_token_ids"] = list(reply.prompt_ids)
+    return {**body, "weight_version": str(reply.answer.weight_version)}
+
+
+def streamed(work: Coroutine[Any, Any, Reply]) -> StreamingResponse:
+    """The answer as events, once it is whole: what it says may be calls, which are no text."""
+
+    async def lines() -> AsyncIterator[bytes]:
+        task = asyncio.ensure_future(work)
+        try:
+            while not (await asyncio.wait({task}, timeout=_SIGN_OF_LIFE_S))[0]:
+                yield b": the answer is being made\n\n"
+            for chunk in _chunks(task.result()):
+                yield b"data: " + orjson.dumps(chunk) + b"\n\n"
+        except RequestError as error:
+            yield b"data: " + orjson.dumps(failure_body(error)) + b"\n\n"
+        finally:
+            task.cancel()
+        yield b"data: [DONE]\n\n"
+
+    return StreamingResponse(lines(), media_type="text/event-stream")
+
+
+def models_of(bridge: Bridge) -> dict[str, Any]:
+    """The list with the one model."""
+    card = {"id": bridge.model, "object": "model", "created": 0, "owned_by": "dovetail"}
+    return {"object": "list", "data": [{**card, "max_model_len": bridge.max_context_len}]}
+
+
+def record_of(session: Session) -> dict[str, Any]:
+    """Everything that a session recorded."""
+    return {
+        "session_id": session.session_id,
+        "evaluation": session.evaluation,
+        "requests": session.asked,
+        "full": session.full,
+        "records": [_record(turn) for turn in session.turns],
+    }
+
+
+def samples_of(session: Session, samples: Sequence[Sample]) -> dict[str, Any]:
+    """Samples as JSON, and why there are none."""
+    reason = None
+    if not samples:
+        reason = "all_truncated" if session.turns else "no_records"
+    plain = [{k: v for k, v in sample.to_dict().items() if v is not None} for sample in samples]
+    return {"session_id": session.session_id, "samples": plain, "empty_reason": reason}
+
+
+def _record(turn: Turn) -> dict[str, Any]:
+    return {
+        "number": turn.number,
+        "parent": None if turn.parent is None else turn.parent.number,
+        "response_id": turn.response_id,
+        "messages": list(turn.asked),
+        "answer": turn.answer,
+        "text": turn.shown,
+        "prompt_token_ids": turn.context_ids.tolist(),
+        "token_ids": turn.output_ids.tolist(),
+        "logprobs": turn.logprobs.tolist(),
+        "weight_versions": turn.weight_versions,
+        "finish_reason": turn.finish_reason,
+        "made_at": turn.made_at,
+    }
+
+
+def _content(reply: Reply) -> dict[str, Any]:
+    if reply.message is None:
+        return {"text": reply.answer.text}
+    message = dict(reply.message)
+    if message.get("tool_calls"):
+        message["content"] = message["content"] or None
+    return {"message": message}
+
+
+def _chunks(reply: Reply) -> Iterator[dict[str, Any]]:
+    whole = _envelope(reply, chunk=True)
+    last = {"index": 0, "finish_reason": reply.finish_reason, "logprobs": None}
+    first = {"index": 0, "finish_reason": None, "logprobs": _logprobs(reply)}
+    content = _content(reply)
+    if reply.message is None:
+        yield {**whole, "choices": [{**first, **content}]}
+        yield {**whole, "choices": [{**last, "text": ""}]}
+    else:
+        delta = content["message"]
+        calls = [{"index": i, **call} for i, call in enumerate(delta.pop("tool_calls", []))]
+        yield {**whole, "choices": [{**first, "delta": delta}]}
+        if calls:
+            called = {**first, "logprobs": None, "delta": {"tool_calls": calls}}
+            yield {**whole, "choices": [called]}
+        yield {**whole, "choices": [{**last, "delta": {}}]}
+    if reply.asked.usage:
+        yield {**whole, "choices": [], "usage": _usage(reply)}
+
+
+def _envelope(reply: Reply, *, chunk: bool = False) -> dict[str, Any]:
+    kind = "text_completion"
+    if reply.message is not None:
+        kind = "chat.completion" + ".chunk" * chunk
+    return {
+        "id": reply.turn.response_id,
+        "object": kind,
+        "created": int(time.time()),
+        "model": reply.asked.model,
+    }
+
+
+def _logprobs(reply: Reply) -> dict[str, Any] | None:
+    if not reply.asked.logprobs:
+        return None
+    pairs = list(zip(reply.texts, reply.answer.logprobs, strict=True))
+    if reply.message is None:
+        return {"tokens": list(reply.texts), "token_logprobs": [value for _, value in pairs]}
+    entries = [
+        {"token": text, "logprob": value, "bytes": list(text.encode()), "top_logprobs": []}
+        for text, value in pairs
+    ]
+    return {"content": entries}
+
+
+def _usage(reply: Reply) -> dict[str, Any]:
+    asked, made = len(reply.prompt_ids), len(reply.answer.token_ids)
+    return {
+        "prompt_tokens": asked,
+        "completion_tokens": made,
+        "total_tokens": asked + made,
+        "prompt_tokens_details": {"cached_tokens": reply.answer.cached_tokens},
+    }
