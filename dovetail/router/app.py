@@ -1,6 +1,8 @@
 """The ASGI application: every route of every dialect, and one shape of error for all of them.
 
 Guard (who) -> Bounded (how much) -> Counted (figures) -> users' middleware -> routes
+                                                                          +-> proxy, for requests in
+                                                                              the engines' own form
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from dovetail.router.dialects import openai, sglang, tokens, vllm
 from dovetail.router.fields import RequestError
 from dovetail.router.limits import Bounded, Limits
 from dovetail.router.metrics import Counted, Figures
+from dovetail.router.proxy import PassThrough, Proxy
 from dovetail.router.respond import CLIENT_GONE, failure
 from dovetail.router.security import Access, Guard
 from dovetail.router.workers import Behind
@@ -105,6 +108,7 @@ def make_app(
             Middleware(Bounded, limits=limits),
             Middleware(Counted, figures=figures),
             *(Middleware(_as_asgi, make=make, view=view) for make in middleware),
+            *([Middleware(PassThrough, proxy=Proxy(behind.pool))] if behind else []),
         ],
         exception_handlers={
             RequestError: _request_error,

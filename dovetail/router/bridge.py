@@ -203,8 +203,9 @@ class Bridge:
         targets = [own for own, name in self._open.items() if rid is None or _is(name, rid)]
         if rid is None:
             await self._hop(self.engine.abort())
-        elif targets:
-            await self._hop(self.engine.abort(targets))
+        else:
+            # What the proxy passed on is known to its engine, under the client's own name, only.
+            await self._hop(self.engine.abort([*targets, rid]))
         return len(targets)
 
     async def _generate(self, request: GenerateRequest, rid: str) -> GenerateResult:

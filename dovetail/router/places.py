@@ -1,7 +1,7 @@
 """Who gets which engine, and who waits for one: slots, a bounded queue, and a policy.
 
     take() --room--> slot of an engine            give_back() --slot--> first in the queue
-       \--no room--> queue (bounded), until a slot is free, the time is over, or it is stopped
+       +---no room--> queue (bounded), until a slot is free, the time is over, or it is stopped
 
 A slot is given before its owner wakes, so that it can't be given twice; an owner that was stopped
 before it woke gives it back. Requests that are sent again stand before those that came later.
