@@ -30,6 +30,8 @@ class LaunchSettings:
     """Of the rollouts that are trained on."""
     max_running: int = 0
     """Most sequences decoded at once; 0: the engine's own choice."""
+    num_threads: int = 0
+    """On a CPU, where the engine does not find out itself; 0: as many as there are."""
     memory_gb: float = 2.0
     """For keys and values, where the engine does not find out itself (CPU)."""
     seed: int = 0
@@ -64,6 +66,8 @@ class ClientSettings:
     """Tokens that end a response unless `ignore_eos`."""
     tokenizer: Tokenizer | None = None
     """Decodes responses; None: their text is empty."""
+    model_dir: Path | None = None
+    """Its config.json says how many experts there are, where an engine does not."""
     request_timeout_s: float = 14400.0
     token: str | None = field(default=None, repr=False)
     """Bearer token of an engine that wants one."""

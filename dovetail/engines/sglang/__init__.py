@@ -1,0 +1,1 @@
+"""SGLang servers, and `dovetail serve`, which speaks the same."""
