@@ -157,7 +157,7 @@ class Bridge:
                 request_id=f"{whole.request_id}.{len(answer.token_ids)}",
                 prompt_ids=(*whole.prompt_ids, *answer.token_ids),
                 sampling=part,
-                num_generated=len(answer.token_ids),
+                num_generated=whole.num_generated + len(answer.token_ids),
                 return_routed_experts=wanted.routed_experts,
             )
             result = await self._generate(request, rid)
@@ -232,6 +232,7 @@ class Bridge:
             f"{rid}#{next(self._numbers)}",
             tuple(prompt),
             sampling,
+            num_generated=min(wanted.num_generated, len(prompt)),
             return_routed_experts=wanted.routed_experts,
             session_id=wanted.session_id,
         )

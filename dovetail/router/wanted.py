@@ -27,6 +27,8 @@ class Wanted:
     """Record the experts of every token."""
     session_id: str | None = None
     """Requests of one session go to one engine where the policy is by session."""
+    num_generated: int = 0
+    """How much of the prompt's end is response already: draws and stop strings go on there."""
 
     def choice(self, number: int) -> Wanted:
         """For the choice of this number: with a seed, each has its own."""
@@ -43,9 +45,12 @@ def sglang_wanted(fields: Fields) -> Wanted:
         RequestError: a field is unknown, wrong, or nothing that the engine can do.
     """
     most = fields.integer("max_new_tokens", 128, 0) or 0
+    # The rest of custom parameters speaks to logit processors, and there are none.
+    num_generated = Fields(fields.raw("custom_params", {})).integer("num_generated", 0, 0) or 0
     sampling = SamplingParams(
         max_new_tokens=most,
-        min_new_tokens=fields.integer("min_new_tokens", 0, 0) or 0,
+        # SGLang counts from where the request begins, the engine from where the response does.
+        min_new_tokens=num_generated + (fields.integer("min_new_tokens", 0, 0) or 0),
         temperature=fields.number("temperature", 1.0, 0.0),
         top_p=_top_p(fields),
         top_k=_top_k(fields, zero_is_all=False),
@@ -61,9 +66,9 @@ def sglang_wanted(fields: Fields) -> Wanted:
         to_the_end=fields.is_null("max_new_tokens"),
         choices=fields.integer("n", 1, 1, MOST_CHOICES) or 1,
         keep_stop=fields.flag("no_stop_trim", False),
+        num_generated=num_generated,
     )
-    # Custom parameters speak to logit processors, and there are none.
-    fields.ignore("spaces_between_special_tokens", "custom_params", "stream_interval")
+    fields.ignore("spaces_between_special_tokens", "stream_interval")
     fields.refuse("the engine has no penalties", frequency_penalty=0.0, presence_penalty=0.0)
     fields.refuse("the engine has no penalties", repetition_penalty=1.0)
     fields.refuse("the engine does not bias logits", logit_bias=None)

@@ -274,10 +274,10 @@ class Sample:
         """
         self.spec_info.add(meta_info)
         self.prefix_cache_info.add(meta_info)
-        spans = meta_info.get("weight_version_spans")
+        spans = meta_info.get("weight_versions")
         if spans:
-            # Weights may change under a long response: our server names each version in it.
-            self.weight_versions += [str(version) for version, *_ in spans]
+            # Weights may change under a long response: each version in it is named.
+            self.weight_versions += [str(span["version"]) for span in spans]
         elif meta_info.get("weight_version") is not None:
             self.weight_versions.append(str(meta_info["weight_version"]))
         reason = meta_info.get("finish_reason")

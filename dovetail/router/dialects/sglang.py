@@ -197,8 +197,9 @@ def _body(
         "finish_reason": _finish(answer),
         "prompt_tokens": answer.prompt_tokens,
         "weight_version": str(answer.weight_version),
-        "weight_version_spans": [
-            [str(span.weight_version), span.start, span.end] for span in answer.spans
+        "weight_versions": [
+            {"version": str(span.weight_version), "start": span.start, "end": span.end}
+            for span in answer.spans
         ],
         "completion_tokens": len(answer.token_ids),
         "cached_tokens": answer.cached_tokens,

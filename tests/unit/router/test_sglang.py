@@ -52,7 +52,7 @@ def test_an_answer_has_everything_that_plugins_read() -> None:
         "completion_tokens": 3,
         "cached_tokens": 1,
         "weight_version": "7",
-        "weight_version_spans": [["7", 0, 3]],
+        "weight_versions": [{"version": "7", "start": 0, "end": 3}],
         "input_token_logprobs": [],
         "output_token_logprobs": [[-0.125, 97, None], [-0.25, 98, None], [-0.375, 99, None]],
     }
@@ -198,7 +198,7 @@ def test_a_stream_is_cumulative_and_ends_with_done() -> None:
     logprobs = [one[0] for one in chunks[1]["meta_info"]["output_token_logprobs"]]
     assert logprobs == [-(i + 1) / 8 for i in range(40)]
     assert chunks[1]["meta_info"]["prompt_tokens"] == 2
-    assert chunks[1]["meta_info"]["weight_version_spans"] == [["7", 0, 40]]
+    assert chunks[1]["meta_info"]["weight_versions"] == [{"version": "7", "start": 0, "end": 40}]
     # The second piece goes on from the first: seeds and minima count from the response's start.
     assert [(len(r.prompt_ids), r.num_generated) for r in engine.requests] == [(2, 0), (18, 16)]
 
