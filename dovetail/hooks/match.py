@@ -124,6 +124,13 @@ def _callee(target: Any) -> Any:
     return _own_call(target) or target if inspect.isclass(target) else target
 
 
+def _has(target: type, name: str) -> bool:
+    """Whether instances of it have this method."""
+    if name == "__call__":
+        return _own_call(target) is not None
+    return callable(getattr(target, name, None))
+
+
 def _own_call(target: type) -> Callable[..., Any] | None:
     # Attribute lookup on a class without `__call__` finds its metaclass's.
     return next((k.__dict__["__call__"] for k in target.__mro__ if "__call__" in k.__dict__), None)
@@ -165,7 +172,7 @@ def _misfit(target: Any, form: CallForm) -> str | None:
     """What keeps `target` from being called in this form; None: nothing."""
     is_class = inspect.isclass(target)
     if form.makes and is_class:
-        lacking = [name for name in form.makes if not callable(getattr(target, name, None))]
+        lacking = [name for name in form.makes if not _has(target, name)]
         if lacking:
             return f"your class has no {' and no '.join(lacking)}"
     elif not is_class and form.construct is not None:

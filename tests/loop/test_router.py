@@ -109,7 +109,30 @@ class Count:
         number = str(self.seen)
         response = await call_next(request)
         response.headers["x-seen"] = number
+        response.headers["x-way"] = "class " + response.headers["x-way"]
         return response
+
+
+class Plain:
+    def __init__(self, app, *, router):
+        self.app, self.args = app, router.args
+
+    async def __call__(self, scope, receive, send):
+        async def marked(message):
+            if message["type"] == "http.response.start":
+                way = [value for name, value in message["headers"] if name == b"x-way"][0]
+                message["headers"] = [one for one in message["headers"] if one[0] != b"x-way"]
+                way = b"asgi " + str(self.args.num_rollout).encode() + b" " + way
+                message["headers"].append((b"x-way", way))
+            await send(message)
+
+        await self.app(scope, receive, marked)
+
+
+async def function(request, call_next):
+    response = await call_next(request)
+    response.headers["x-way"] = "function"
+    return response
 """
 WRONG = """
 from slime.utils.http_utils import post
@@ -244,21 +267,24 @@ def test_evaluation_alone_serves_the_engine_too(place: Place) -> None:
     assert "eval/held/reward" in read_metrics(place.run_dir)[0]
 
 
-def test_middleware_stands_before_every_request(place: Place) -> None:
+def test_middleware_stands_before_every_request_in_the_order_of_its_names(place: Place) -> None:
     function = SLIME.replace(
         "answer = await response.json()",
-        'answer = {**await response.json(), "seen": response.headers["x-seen"]}',
+        'answer = {**await response.json(), "seen": response.headers["x-seen"], '
+        '"way": response.headers["x-way"]}',
     )
+    middle = place.write("middle.py", MIDDLEWARE)
     user = place.write("user.py", function)
     flags = _train(
         place,
         custom_generate_function_path=f"{user}:generate",
-        router_middleware_paths=[place.write("middle.py", MIDDLEWARE) + ":Count"],
+        router_middleware_paths=[f"{middle}:Count", f"{middle}:Plain", f"{middle}:function"],
         # The functions write down every call, those of a rehearsal too.
         check_hooks=False,
     )
     assert main(flags) == 0
     assert sorted(answer["seen"] for answer in _answers(place)) == ["1", "2", "3", "4"]
+    assert {answer["way"] for answer in _answers(place)} == {"class asgi 1 function"}
 
 
 @pytest.mark.parametrize(

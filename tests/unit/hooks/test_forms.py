@@ -8,7 +8,7 @@ import pytest
 from dovetail.config.resolve import resolve
 from dovetail.config.run import RunConfig
 from dovetail.config.sections import HooksConfig
-from dovetail.hooks import ArgsView, bind_hooks
+from dovetail.hooks import ArgsView, bind, bind_hooks
 from dovetail.hooks.match import match
 from dovetail.hooks.table import spec_of
 from dovetail.types import ConfigError, GenerateFnInput, HookError, Sample
@@ -180,3 +180,18 @@ def test_names_that_another_value_is_passed_for_fit_no_form():
         match(swapped, spec_of("custom_rollout_log_function"))
     with pytest.raises(HookError, match="your 'sample' stands where 'args' is passed"):
         match(lambda sample, args: 0, spec_of("custom_rm"))
+
+
+def test_router_middleware_is_a_class_with_dispatch_or_an_asgi_application(tmp_path):
+    file = tmp_path / "middle.py"
+    file.write_text(
+        "class Plain:\n"
+        "    def __init__(self, app, *, router): ...\n"
+        "    async def __call__(self, scope, receive, send): ...\n"
+        "class Neither:\n"
+        "    def __init__(self, app, *, router): ...\n",
+        encoding="utf-8",
+    )
+    assert bind("router_middleware", f"{file}:Plain", ARGS).form.origin == "ASGI class"
+    with pytest.raises(HookError, match="your class has no dispatch"):
+        bind("router_middleware", f"{file}:Neither", ARGS)
