@@ -19,6 +19,8 @@ class EngineRow:
     LaunchSettings -> LaunchSpec."""
     client: str | None = None
     """`package.module:function` of the same: (url, ClientSettings) -> types.ports.RemoteEngine."""
+    leaves: tuple[str, ...] = ()
+    """Settings of the `engine` section that only this engine reads."""
 
 
 ENGINES: tuple[EngineRow, ...] = (
@@ -27,11 +29,20 @@ ENGINES: tuple[EngineRow, ...] = (
         doc="Runs in this process on the trainer's own tensors: continuous batching, shared "
         "prompts, CPU or CUDA, any Hugging Face causal LM.",
         path="dovetail.engines.embedded.engine:EmbeddedEngine",
+        launch="dovetail.engines.embedded.launch:launch",
+        client="dovetail.engines.sglang.client:make_client",
+        leaves=("engine_fused", "engine_cuda_graphs", "engine_kv_tokens"),
     ),
     EngineRow(
         name="vllm",
         doc="Servers of vLLM 0.32 or newer that the run starts or is told of.",
         launch="dovetail.engines.vllm.launch:launch",
         client="dovetail.engines.vllm.client:make_client",
+    ),
+    EngineRow(
+        name="sglang",
+        doc="Servers of SGLang 0.5.23 or newer that the run starts or is told of.",
+        launch="dovetail.engines.sglang.launch:launch",
+        client="dovetail.engines.sglang.client:make_client",
     ),
 )

@@ -90,6 +90,10 @@ def _sampling(
         "spaces_between_special_tokens": False,
         # The token that ended the response belongs to it.
         "no_stop_trim": True,
+        # A server may have others of its own out of the model's generation_config.json.
+        "frequency_penalty": 0.0,
+        "presence_penalty": 0.0,
+        "repetition_penalty": 1.0,
     }
     if sampling.seed is not None:
         params["sampling_seed"] = sampling.seed & _SEED_MASK

@@ -4,18 +4,13 @@ what the user says with `--vllm-*`."""
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import orjson
-
+from dovetail.engines.flags import chosen, require_module, written
 from dovetail.engines.launch import LaunchSettings, LaunchSpec
 from dovetail.engines.vllm import in_server
-from dovetail.types.errors import ConfigError, MissingExtraError
 
 MODULE = "vllm.entrypoints.openai.api_server"
 """The `vllm` command wants a distribution of that name, which the CPU build is not."""
@@ -42,8 +37,6 @@ _RUNS_OWN = {
 }
 """Settings of vLLM that the run sets itself, and what to use in their place."""
 
-_WORDS = {"true": True, "false": False}
-
 
 def launch(settings: LaunchSettings) -> LaunchSpec:
     """The command of one vLLM server.
@@ -58,12 +51,12 @@ def launch(settings: LaunchSettings) -> LaunchSpec:
         ConfigError: `passthrough` has a setting that the run sets.
         MissingExtraError: `settings.python` has no vLLM.
     """
-    chosen = _chosen(settings.passthrough)
-    _check_python(settings.python)
-    flags = {**_own_flags(settings), **chosen}
+    users = chosen("vllm", settings.passthrough, _RUNS_OWN)
+    require_module(settings.python, "vllm", "vLLM")
+    flags = {**_own_flags(settings), **users}
     argv = [settings.python, "-m", MODULE]
     for name, value in flags.items():
-        argv += _written(name, value)
+        argv += written(name, value, has_no=True)
     return LaunchSpec(argv, _environment(settings, flags))
 
 
@@ -129,57 +122,3 @@ def _environment(settings: LaunchSettings, flags: Mapping[str, Any]) -> dict[str
         # One function of the sampler is compiled in spite of enforce_eager, for half a minute.
         env["TORCHDYNAMO_DISABLE"] = "1"
     return env
-
-
-def _chosen(passthrough: Mapping[str, Any]) -> dict[str, Any]:
-    """What the user says, `no_name` as the contrary of `name`."""
-    chosen = {}
-    for written, value in passthrough.items():
-        name = written.replace("-", "_")
-        if isinstance(value, str):
-            value = _WORDS.get(value.lower(), value)
-        if name.startswith("no_") and isinstance(value, bool):
-            name, value = name.removeprefix("no_"), not value
-        if name in _RUNS_OWN:
-            raise ConfigError(
-                f"--vllm-{name.replace('_', '-')} is set by the run itself; instead of it use "
-                f"{_RUNS_OWN[name]}"
-            )
-        chosen[name] = value
-    return chosen
-
-
-def _written(name: str, value: Any) -> list[str]:
-    flag = name.replace("_", "-")
-    if value is None:
-        return []
-    if isinstance(value, bool):
-        return [f"--{flag}" if value else f"--no-{flag}"]
-    if isinstance(value, list | tuple):
-        return [f"--{flag}", *(_text(one) for one in value)]
-    # One word, so that a value may begin with a dash: `--max-logprobs=-1`.
-    return [f"--{flag}={_text(value)}"]
-
-
-def _text(value: Any) -> str:
-    return orjson.dumps(value).decode() if isinstance(value, dict) else str(value)
-
-
-@cache
-def _check_python(python: str) -> None:
-    probe = "import importlib.util as u, sys; sys.exit(u.find_spec('vllm') is None)"
-    try:
-        found = subprocess.run([python, "-c", probe], check=False, capture_output=True)
-    except OSError as error:
-        raise MissingExtraError(
-            f"--rollout-engine vllm: {python} can't be run ({error.strerror}); give the Python "
-            "that has vLLM: --engine-python /path/to/python (TOML: engine.engine_python)"
-        ) from error
-    if found.returncode == 0:
-        return
-    own = "the run's own Python" if python == sys.executable else python
-    raise MissingExtraError(
-        f"--rollout-engine vllm: {own} has no vLLM. Install it in an environment of its own, "
-        "because it pins its torch, and give that one's Python: --engine-python "
-        "/path/to/venv/bin/python (TOML: engine.engine_python); docs/engines.md says how"
-    )
