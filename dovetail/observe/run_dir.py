@@ -12,6 +12,7 @@
           trace/                step_000001.json, eval_000001.json: what happened when, for
                                 ui.perfetto.dev (--trace)
           checkpoints/          step_000001/
+          engines/              engine_0.log: what an engine printed that the run started
           tensorboard/, wandb/  what those trackers write
           reward.png            the reward curve
           result.json           how the run ended
@@ -38,6 +39,7 @@ _EVALUATION = "evaluation.json"
 _METRICS, _LOG, _REWARD_PNG = "metrics.jsonl", "log.txt", "reward.png"
 _SAMPLES, _EVAL, _CHECKPOINTS = "samples", "eval", "checkpoints"
 _TENSORBOARD, _WANDB, _TRACE, _MISMATCH = "tensorboard", "wandb", "trace", "mismatch"
+_ENGINES = "engines"
 _SUPERSEDED = "superseded"
 _STEP_FILE = re.compile(r".+_(\d+)\.jsonl?")
 _UNSAFE = re.compile(r"[^\w.\-]")
@@ -147,6 +149,11 @@ class RunDir:
         return self.path / _CHECKPOINTS
 
     @property
+    def engines(self) -> Path:
+        """What engines in other processes printed."""
+        return self.path / _ENGINES
+
+    @property
     def tensorboard(self) -> Path:
         """TensorBoard event files."""
         return self.path / _TENSORBOARD
@@ -216,7 +223,8 @@ class RunDir:
 
     def _declared(self) -> Iterator[Path]:
         names = (_CONFIG, _ORIGINS, _METRICS, _LOG, _REWARD_PNG, _RESULT, _EVALUATION)
-        folders = (_SAMPLES, _EVAL, _CHECKPOINTS, _TENSORBOARD, _WANDB, _TRACE, _MISMATCH)
+        kept = (_SAMPLES, _EVAL, _CHECKPOINTS, _TRACE, _MISMATCH, _ENGINES)
+        folders = (*kept, _TENSORBOARD, _WANDB)
         yield from (path for name in (*names, *folders) if (path := self.path / name).exists())
         yield from self.path.glob(f"*.{_SUPERSEDED}-*")
 

@@ -32,6 +32,7 @@ from dovetail.observe.tracker import check_trackers
 from dovetail.rewards.score import Scorer
 from dovetail.rollout.evaluate import EvalSet
 from dovetail.rollout.teacher import TeacherClient
+from dovetail.run.engines import make_fleet, weights_of
 from dovetail.run.faults import raise_if_overdue
 from dovetail.run.held_out import load_eval_sets
 from dovetail.run.interrupt import Interrupt
@@ -87,6 +88,7 @@ def build(resolved: Resolved) -> Run:
     )
     _learn_places(parts, checkpoints.directory)
     trainer = make_trainer(parts, schedule, reporter)
+    fleet = parts.fleet
     return Run(
         config=config,
         schedule=schedule,
@@ -103,6 +105,8 @@ def build(resolved: Resolved) -> Run:
         scorer=parts.scorer if parts.samples else None,
         teacher=parts.teacher,
         engines=[parts.engine] if parts.samples else [],
+        fleet=fleet,
+        named_tensors=None if fleet is None else weights_of(parts.models),
         log_rollout=parts.hooks.get("custom_rollout_log_function"),
         log_eval=parts.hooks.get("custom_eval_rollout_log_function"),
         learn=parts.args.learn,
@@ -138,8 +142,16 @@ class Parts:
         self.hooks: dict[str, BoundHook] = bind_hooks(config.hooks, self.args, hook_owners(config))
         self._bound: dict[tuple[str, str], BoundHook] = {}
         self._bind_those_of_eval_sets()
-        self.plan: Plan = plan(config.runtime, config.model, has_cuda=torch.cuda.is_available())
+        self.plan: Plan = plan(
+            config.runtime,
+            config.model,
+            has_cuda=torch.cuda.is_available(),
+            in_processes=config.engine.in_processes,
+        )
         self.models = Models(config, self.plan)
+        has_fleet = self.samples and config.engine.in_processes
+        self.fleet = make_fleet(config, self.models, resolved.passthrough) if has_fleet else None
+        """The engines that have processes of their own."""
         self.compute = compute_thread(self.plan.num_threads)
         seed_all(config.model.seed)
         template = config.debug.load_debug_rollout_data
@@ -238,7 +250,9 @@ class Parts:
 
     @cached_property
     def engine(self) -> Any:
-        """The engine that `rollout_engine` names."""
+        """The engine that `rollout_engine` names: in this process, or those of the fleet as one."""
+        if self.fleet is not None:
+            return self.fleet.engine
         settings, rollout = self.config.engine, self.config.rollout
         row = next(row for row in ENGINES if row.name == settings.rollout_engine)
         assert row.path is not None

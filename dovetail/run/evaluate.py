@@ -18,6 +18,7 @@ from dovetail.observe.run_dir import RunDir
 from dovetail.observe.trace import recording_run
 from dovetail.observe.tracker import check_trackers
 from dovetail.run.build import Parts
+from dovetail.run.engines import weights_of
 from dovetail.run.interrupt import Interrupt, Interrupted
 from dovetail.run.leaving import users_runner
 from dovetail.run.rehearse.plan import IN_EVALUATION, rehearse_hooks
@@ -26,6 +27,7 @@ from dovetail.run.rollouts import make_evaluator
 from dovetail.run.validate import validate_names
 from dovetail.trainers.torch.restore import restore_weights
 from dovetail.types import EvalOutput
+from dovetail.weights.publish import publish
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ def run_eval(resolved: Resolved) -> RunReport:
     with users_runner() as runner, Interrupt() as interrupt:
 
         async def work() -> EvalOutput:
-            await parts.engine.receive_weights(step, None)
+            await _publish(parts, step, run_dir)
             with recording_run(config.observe.trace):
                 return await evaluator(step)
 
@@ -61,7 +63,7 @@ def run_eval(resolved: Resolved) -> RunReport:
             await parts.engine.close()
 
         try:
-            if parts.router is not None:
+            if parts.router is not None and parts.fleet is None:
                 parts.router.start(runner.get_loop())
             with timer.phase("eval"):
                 output = interrupt.run(runner, work())
@@ -84,6 +86,18 @@ def run_eval(resolved: Resolved) -> RunReport:
             parts.compute.shutdown()
             reporter.close()
     return RunReport(run_dir.path, 0, 0, metrics=found)
+
+
+async def _publish(parts: Parts, step: int, run_dir: RunDir) -> None:
+    """Give the engine the weights, and start it first where it is not in this process."""
+    fleet = parts.fleet
+    if fleet is None:
+        await parts.engine.receive_weights(step, None)
+        return
+    await fleet.start(run_dir.engines)
+    if parts.router is not None:
+        parts.router.serve_on(fleet.thread.loop)
+    await publish([fleet.engine], step, weights_of(parts.models))
 
 
 def _loaded(resolved: Resolved) -> Parts:

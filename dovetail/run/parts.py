@@ -21,9 +21,10 @@ from dovetail.run.leaving import UserThreads, close_runner, wait_for
 from dovetail.run.report import Reporter, RunReport, Timer, step_metrics
 from dovetail.run.schedule import Schedule
 from dovetail.run.serving import Served
+from dovetail.runtime.fleet import Fleet
 from dovetail.types import CheckpointError, EvalOutput, RolloutOutput, Sample
 from dovetail.types.ports import DataSource, EngineControl
-from dovetail.weights.publish import publish
+from dovetail.weights.publish import NamedTensors, publish
 
 if TYPE_CHECKING:
     from dovetail.trainers.trainer import Trainer
@@ -82,6 +83,10 @@ class Run:
     """Raises when a user's function is overdue."""
     router: Served | None = None
     """The engine behind HTTP."""
+    fleet: Fleet | None = None
+    """The engines that have processes of their own."""
+    named_tensors: Callable[[], NamedTensors] | None = None
+    """The weights for engines that do not share the trainer's tensors."""
     runner: asyncio.Runner = field(default_factory=asyncio.Runner)
     position: tuple[int, bool] = (0, False)
     """Finished steps, and whether the evaluation due there is done: where a checkpoint would
@@ -97,9 +102,23 @@ class Run:
     def __enter__(self) -> Run:
         self.interrupt.__enter__()
         self.runner.get_loop().set_default_executor(UserThreads())
-        if self.router is not None:
+        if self.router is not None and self.fleet is None:
             self.router.start(self.runner.get_loop())
         return self
+
+    def start_engines(self) -> None:
+        """Start the engines that have processes of their own, and the server before them.
+
+        Raises:
+            Interrupted: a signal came first; none of them is left.
+        """
+        if self.fleet is None:
+            return
+        logs = self.run_dir.engines
+        self.reporter.say(f"starting {self.fleet.describe()}; logs in {logs}")
+        self.interrupt.run(self.runner, self.fleet.start(logs))
+        if self.router is not None:
+            self.router.serve_on(self.fleet.thread.loop)
 
     def __exit__(self, *exc: object) -> None:
         if isinstance(exc[1], Exception):
@@ -179,7 +198,7 @@ class Run:
         """Give the engines the weights after `version` steps."""
         controls = [engine for engine in self.engines if isinstance(engine, EngineControl)]
         if controls:
-            self.runner.run(publish(controls, version, None))
+            self.runner.run(publish(controls, version, self.named_tensors))
 
     def rollout(self, rollout_id: int) -> RolloutOutput:
         """Collect the samples of one step; a signal meanwhile puts the source back where it was.
@@ -243,7 +262,8 @@ class Run:
         self, done: int, output: RolloutOutput, trained: dict[str, float], timer: Timer
     ) -> None:
         """Log one finished step."""
-        self.reporter.step(done, step_metrics(output.samples, output.metrics, trained, timer))
+        metrics = step_metrics(output.samples, output.metrics, trained, timer)
+        self.reporter.step(done, metrics if self.fleet is None else metrics | self.fleet.metrics())
         self.reporter.trace(done, output.samples, timer)
         self.reporter.mismatch(done, getattr(self.trainer, "worst_tokens", ()))
 
@@ -324,6 +344,7 @@ class Run:
             exit_code=self.interrupt.exit_code if ended_early else 0,
             metrics=self.reporter.last,
             exported=self.exported,
+            engines=() if self.fleet is None else tuple(self.fleet.facts()),
         )
         self.reporter.finished(report)
         return report

@@ -25,6 +25,7 @@ from dovetail.observe.trace import wall_time
 from dovetail.observe.trace_file import Phase, Tracks, write_trace
 from dovetail.observe.tracker import Trackers, TrackerSetup, open_trackers
 from dovetail.observe.trackers.jsonl import supersede_rows
+from dovetail.runtime.fleet import EngineFacts
 from dovetail.types import DataError, EvalOutput, Group, RolloutOutput, Sample
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,8 @@ class RunReport:
     """The last value of every metric."""
     exported: Path | None = None
     """Hugging Face directory of the trained policy."""
+    engines: tuple[EngineFacts, ...] = ()
+    """Those that had processes of their own."""
 
 
 def step_metrics(
@@ -97,6 +100,13 @@ def tracker_names(observe: ObserveConfig) -> list[str]:
     """The trackers that a configuration asks for."""
     asked = {"jsonl": True, "tensorboard": observe.use_tensorboard, "wandb": observe.use_wandb}
     return [*(name for name, on in asked.items() if on), *observe.trackers]
+
+
+def engines_line(engines: Sequence[EngineFacts]) -> str:
+    """Which engines served, for a person."""
+    restarts = sum(one.restarts for one in engines)
+    shares = ", ".join(f"{one.name} {one.answered}" for one in engines)
+    return f"requests answered: {shares}; engines started anew: {restarts}"
 
 
 class Reporter:
@@ -203,12 +213,14 @@ class Reporter:
 
     def finished(self, report: RunReport) -> None:
         """The run is over."""
-        facts = {
+        facts: dict[str, Any] = {
             "steps_done": report.steps_done,
             "num_steps": report.num_steps,
             "exit_code": report.exit_code,
             "exported": str(report.exported) if report.exported else None,
         }
+        if report.engines:
+            facts["engines"] = [dataclasses.asdict(one) for one in report.engines]
         plot_reward(self.run_dir.path, self.run_dir.reward_png)
         write_atomic(self.run_dir.result, (json.dumps(facts, indent=2) + "\n").encode())
         early = "" if report.steps_done >= report.num_steps else " (stopped early)"
@@ -217,6 +229,8 @@ class Reporter:
             f"done: {report.steps_done} of {report.num_steps} steps{early}, "
             f"everything is in {self.run_dir.path}"
         )
+        if report.engines:
+            self._progress.say(engines_line(report.engines))
         if self._failed_rewards and not self._optimizer_steps:
             log.warning(
                 "nothing was learned: no sample had a reward to learn from, %d rewards failed "
@@ -226,6 +240,10 @@ class Reporter:
             )
         if report.exported is not None:
             self._progress.say(f"exported the model to {report.exported}")
+
+    def say(self, text: str) -> None:
+        """One line for a person."""
+        self._progress.say(text)
 
     def tell_where(self) -> None:
         """Say where everything is."""

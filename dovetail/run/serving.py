@@ -33,6 +33,8 @@ class Served(Protocol):
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None: ...
 
+    def serve_on(self, loop: asyncio.AbstractEventLoop) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -77,9 +79,13 @@ def make_router(parts: Parts, bound: list[BoundHook]) -> RouterServer | None:
     from dovetail.router.limits import Limits
     from dovetail.router.security import Access
     from dovetail.router.server import RouterServer
+    from dovetail.router.workers import Behind
+
+    fleet = parts.fleet
 
     def engine() -> Engine:
-        return parts.engine  # type: ignore[no-any-return]
+        # The server of a fleet is on the fleet's loop, as its engines are.
+        return parts.engine if fleet is None else fleet.pool  # type: ignore[no-any-return]
 
     def tokenizer() -> Tokenizer:
         return parts.models.tokenizer
@@ -100,6 +106,7 @@ def make_router(parts: Parts, bound: list[BoundHook]) -> RouterServer | None:
         limits=Limits.of(parts.config.router),
         middleware=[middleware_maker(hook) for hook in every],
         args=parts.args,
+        behind=None if fleet is None else Behind(fleet.pool, fleet.connect),
     )
     learn_address(parts.args, server)
     return server

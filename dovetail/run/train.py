@@ -52,6 +52,7 @@ def train(run: Run, done: int, evaluated: bool) -> tuple[int, bool]:
         stood.
     """
     run.stands_at(done, evaluated)
+    run.start_engines()
     run.publish(done)
     if not evaluated:
         evaluate(run, done)

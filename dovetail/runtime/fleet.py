@@ -14,15 +14,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dovetail.engines.launch import LaunchSpec
 from dovetail.engines.process import HeldPort, ServerProcess
 from dovetail.router.pool import Pool
 from dovetail.router.worker import Worker
-from dovetail.runtime.health import HealthSettings, Member, Supervisor
+from dovetail.runtime.health import GRACE_S, HealthSettings, Member, Supervisor
 from dovetail.runtime.on_loop import LoopThread, OnLoop
 from dovetail.transport.snapshot import SnapshotStore
 from dovetail.types.calls import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
@@ -34,23 +35,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-GRACE_S = 5.0
-"""That engines have to end by themselves."""
-
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """One engine of a fleet."""
+    """One engine of a fleet: one to start has `launch`, one that runs already has `url`."""
 
     name: str
     """As messages call it, e.g. `engine 0 (vllm)`."""
-    client: Callable[[], RemoteEngine]
-    """Makes what speaks to it; called on the fleet's loop."""
-    port: HeldPort | None = None
-    """Where it will listen; None: it runs already, started by somebody else."""
-    command: Sequence[str] = ()
-    env: Mapping[str, str] = field(default_factory=dict)
-    """On top of the run's own environment."""
+    client: Callable[[str], RemoteEngine]
+    """Makes what speaks to the engine at an address; called on the fleet's loop."""
+    launch: Callable[[int], LaunchSpec] | None = None
+    """From the port that it shall listen on to how it is started."""
+    url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +80,8 @@ class Fleet:
     Args:
         specs: at least one.
         store: makes what carries weights to them; None: nothing is ever published.
+        connect: makes what speaks to an engine that joins later, from its address and what it
+            speaks (None: as the others).
     """
 
     def __init__(
@@ -93,17 +91,37 @@ class Fleet:
         pool: PoolSettings | None = None,
         health: HealthSettings | None = None,
         store: Callable[[], SnapshotStore] | None = None,
+        connect: Callable[[str, str | None], RemoteEngine] | None = None,
     ) -> None:
         assert specs, "a fleet has engines"
         self.specs = list(specs)
-        self._pool, self._health = pool or PoolSettings(), health or HealthSettings()
-        self._make_store = store
+        own, self._health = pool or PoolSettings(), health or HealthSettings()
+        self.pool = Pool(
+            policy=own.policy,
+            per_worker=own.per_worker,
+            queue_size=own.queue_size,
+            request_timeout_s=own.request_timeout_s,
+            failure_threshold=own.failure_threshold,
+            repaired=self._health.repairs,
+        )
+        """The engines as one; to be used on the loop of `thread`. Empty until they have started."""
+        self._make_store, self._connect = store, connect
         self._store: SnapshotStore | None = None
         self._thread: LoopThread | None = None
         self._far: FarFleet | None = None
         self.engine = OnLoop(self)
 
-    def start(self, log_dir: Path) -> None:
+    async def connect(self, url: str, dialect: str | None) -> RemoteEngine:
+        """What speaks to an engine that joins while the fleet runs; the pool gets it next.
+
+        Raises:
+            EngineError: this fleet takes none, or none that speaks so.
+        """
+        if self._connect is None:
+            raise EngineError("this fleet takes no engines from outside")
+        return self._connect(url, dialect)
+
+    async def start(self, log_dir: Path) -> None:
         """Start, or reach, every engine; each one that is started writes a log in `log_dir`.
 
         Raises:
@@ -113,15 +131,20 @@ class Fleet:
         self._thread = LoopThread("engines")
         try:
             self._store = None if self._make_store is None else self._make_store()
-            made = FarFleet(self._pool, self._health, self._store)
-            self._far = made
-            self._thread.wait_for(made.start(self.specs, log_dir))
+            self._far = FarFleet(self.pool, self._health, self._store)
+            await self._thread.hop(self._far.start(self.specs, log_dir))
         except BaseException:
             self.close()
             raise
 
+    def describe(self) -> str:
+        """One line for a person."""
+        started = sum(spec.launch is not None for spec in self.specs)
+        return f"{started} engines" if started else f"{len(self.specs)} engines that run already"
+
     def close(self) -> None:
-        """End every engine that was started. A second call does nothing."""
+        """End every engine that was started; the calling thread waits. A second call does
+        nothing."""
         if self._thread is not None and self._far is not None:
             self._thread.wait_for(self._far.close())
         self.ended()
@@ -133,9 +156,11 @@ class Fleet:
             self._thread = None
         if self._store is not None:
             self._store.close()
-        for spec in self.specs:
-            if spec.port is not None:
-                spec.port.close()
+
+    @property
+    def started(self) -> bool:
+        """Whether the other loop is there."""
+        return self._thread is not None and self._far is not None
 
     @property
     def thread(self) -> LoopThread:
@@ -163,25 +188,18 @@ class Fleet:
 class FarFleet:
     """The part of a fleet that lives on its loop. Implements `runtime.on_loop.Far`."""
 
-    def __init__(
-        self, pool: PoolSettings, health: HealthSettings, store: SnapshotStore | None
-    ) -> None:
-        self._settings, self._health, self._store = pool, health, store
-        self._pool: Pool | None = None
-        self._supervisor: Supervisor | None = None
+    def __init__(self, pool: Pool, health: HealthSettings, store: SnapshotStore | None) -> None:
+        self.pool, self._health, self._store = pool, health, store
         self.members: list[Member] = []
+        self._supervisor = Supervisor(pool, health, self._end)
+        pool.on_failure = self._supervisor.failed
+        self._ports: list[HeldPort] = []
         self._failure: EngineError | None = None
         self._update_s = self._update_bytes = 0.0
 
-    @property
-    def pool(self) -> Pool:
-        """The engines as one."""
-        assert self._pool is not None, "it is made when the fleet starts"
-        return self._pool
-
     async def start(self, specs: Sequence[EngineSpec], log_dir: Path) -> None:
         """As `Fleet.start`."""
-        self.members = [_member(spec, log_dir) for spec in specs]
+        self.members = [self._member(spec, log_dir) for spec in specs]
         starts = [
             asyncio.ensure_future(one.start(self._health.start_timeout_s, self._health.timeout_s))
             for one in self.members
@@ -193,28 +211,19 @@ class FarFleet:
                 start.cancel()
             await asyncio.gather(*starts, return_exceptions=True)
             raise
-        self._pool = Pool(
-            policy=self._settings.policy,
-            per_worker=self._settings.per_worker,
-            queue_size=self._settings.queue_size,
-            request_timeout_s=self._settings.request_timeout_s,
-            failure_threshold=self._settings.failure_threshold,
-            repaired=self._health.repairs,
-        )
         for member in self.members:
-            self._pool.add(member.engine)
-        self._supervisor = Supervisor(self._pool, self.members, self._health, self._end)
-        self._pool.on_failure = self._supervisor.failed
-        self._supervisor.start()
+            self.pool.add(member.engine)
+        self._supervisor.start(self.members)
 
     async def close(self) -> None:
         """End the requests, then the engines that were started."""
-        if self._supervisor is not None:
-            await self._supervisor.close()
-        if self._pool is not None:
-            await self._pool.close()
+        await self._supervisor.close()
+        await self.pool.close()
         ends = [one.process.terminate(GRACE_S) for one in self.members if one.process is not None]
         await asyncio.gather(*ends)
+        await asyncio.gather(*(one.engine.close() for one in self.members))
+        for port in self._ports:
+            port.close()
 
     async def generate(self, request: GenerateRequest) -> GenerateResult:
         """As `Engine.generate`."""
@@ -259,20 +268,20 @@ class FarFleet:
     @property
     def weight_version(self) -> int:
         """Of the weights that were published last; 0: none were."""
-        return 0 if self._pool is None else self._pool.weight_version
+        return self.pool.weight_version
 
     def facts(self) -> list[EngineFacts]:
         """As `Fleet.facts`; from any thread."""
-        if self._pool is None:
-            return []
-        workers = dict(self._pool.workers)
-        return [_facts(one, workers[one.engine.url]) for one in self.members]
+        workers = dict(self.pool.workers)
+        return [
+            _facts(one, workers[one.engine.url])
+            for one in list(self._supervisor.members)
+            if one.engine.url in workers
+        ]
 
     def metrics(self) -> dict[str, float]:
         """As `Fleet.metrics`; from any thread."""
-        if self._pool is None:
-            return {}
-        facts, stats = self.facts(), self._pool.stats
+        facts, stats = self.facts(), self.pool.stats
         found = {
             "engines/ready": sum(one.ready for one in facts),
             "engines/restarts": sum(one.restarts for one in facts),
@@ -287,6 +296,16 @@ class FarFleet:
                 found[f"engines/{number}/weight_version"] = one.weight_version
         return {name: float(value) for name, value in found.items()}
 
+    def _member(self, spec: EngineSpec, log_dir: Path) -> Member:
+        if spec.launch is None:
+            assert spec.url is not None, "an engine that nobody starts has an address"
+            return Member(spec.name, spec.client(spec.url))
+        self._ports.append(port := HeldPort())
+        how = spec.launch(port.number)
+        log_file = log_dir / f"{spec.name.partition(' (')[0].replace(' ', '_')}.log"
+        process = ServerProcess(how.argv, log_file=log_file, name=spec.name, env=how.env)
+        return Member(spec.name, spec.client(port.url), process)
+
     def _check(self) -> None:
         if self._failure is not None:
             raise EngineError(str(self._failure)) from self._failure
@@ -296,14 +315,6 @@ class FarFleet:
         log.error("%s", error)
         self._failure = self._failure or error
         self.pool.give_up(str(error))
-
-
-def _member(spec: EngineSpec, log_dir: Path) -> Member:
-    process = None
-    if spec.port is not None:
-        log_file = log_dir / f"{spec.name.split(' (')[0].replace(' ', '_')}.log"
-        process = ServerProcess(spec.command, log_file=log_file, name=spec.name, env=spec.env)
-    return Member(spec.name, spec.client(), process)
 
 
 def _facts(member: Member, worker: Worker) -> EngineFacts:

@@ -30,7 +30,10 @@ MOST_STARTS = 5
 """Starts in a row that led to no answer, after which an engine is given up."""
 FIRST_REST_S, LONGEST_REST_S = 0.5, 30.0
 """Before the second start in a row, and before later ones."""
+GRACE_S = 5.0
+"""That an engine has to end by itself."""
 _TICK_S = 0.05
+_SWEEP_S = 0.5
 _FAULTS = (EngineError, OSError)
 
 
@@ -92,7 +95,8 @@ class Member:
 
 
 class Supervisor:
-    """Looks after the members of one pool, each in a task of its own.
+    """Looks after the engines of one pool, each in a task of its own; also after those that are
+    added to the pool while it runs, and no more after those that are taken out.
 
     Args:
         on_fatal: called once, when no engine is left or none may be started again.
@@ -101,29 +105,50 @@ class Supervisor:
     def __init__(
         self,
         pool: Pool,
-        members: Sequence[Member],
         settings: HealthSettings,
         on_fatal: Callable[[EngineError], None],
     ) -> None:
-        self.pool, self.members, self.settings = pool, list(members), settings
-        self._on_fatal = on_fatal
-        self._tasks: list[asyncio.Task[None]] = []
+        self.pool, self.settings, self._on_fatal = pool, settings, on_fatal
+        self._tasks: dict[Member, asyncio.Task[None]] = {}
+        self._sweeper: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Look after everybody from now on."""
-        self._tasks = [asyncio.ensure_future(self._keep(one)) for one in self.members]
+    @property
+    def members(self) -> list[Member]:
+        """Who is looked after."""
+        return list(self._tasks)
+
+    def start(self, members: Sequence[Member]) -> None:
+        """Look after these from now on; the pool has them."""
+        for member in members:
+            self._tasks[member] = asyncio.ensure_future(self._keep(member))
+        self._sweeper = asyncio.ensure_future(self._sweep())
 
     async def close(self) -> None:
         """Look after nobody any more."""
-        for task in self._tasks:
+        tasks = [*self._tasks.values(), *([self._sweeper] if self._sweeper else [])]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def failed(self, worker: Worker, error: Exception) -> None:
         """The pool's `on_failure`: a request or a command of this engine failed."""
         for member in self.members:
             if member.engine.url == worker.url:
                 member.poke.set()
+
+    async def _sweep(self) -> None:
+        """Follow the pool."""
+        while True:
+            known = {member.engine.url: member for member in self._tasks}
+            for url in self.pool.workers.keys() - known.keys():
+                member = Member(f"engine at {url}", self.pool.workers[url].engine)
+                self._tasks[member] = asyncio.ensure_future(self._keep(member))
+            for url in known.keys() - self.pool.workers.keys():
+                self._tasks.pop(known[url]).cancel()
+                process = known[url].process
+                if process is not None:
+                    await process.terminate(GRACE_S)
+            await asyncio.sleep(_SWEEP_S)
 
     async def _keep(self, member: Member) -> None:
         await asyncio.sleep(self.settings.first_wait_s)

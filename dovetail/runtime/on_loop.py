@@ -109,6 +109,9 @@ class Link(Protocol):
     @property
     def far(self) -> Far: ...
 
+    @property
+    def started(self) -> bool: ...
+
     def ended(self) -> None:
         """What was there is closed: let the thread go."""
         ...
@@ -153,6 +156,8 @@ class OnLoop:
         await self._link.thread.hop(self._link.far.receive_weights(version, tensors))
 
     async def close(self) -> None:
-        """End the engines, and then the thread."""
+        """End the engines, and then the thread; nothing if they never started."""
+        if not self._link.started:
+            return
         await self._link.thread.hop(self._link.far.close())
         self._link.ended()

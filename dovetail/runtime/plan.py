@@ -27,17 +27,22 @@ class Plan:
 
     def describe(self) -> str:
         """One line for a person."""
-        shared = "engine and trainer share their tensors" if self.shares_tensors else "own tensors"
-        return f"{self.mode}: one process on {self.device}, {self.num_threads} threads, {shared}"
+        where = f"{self.device}, {self.num_threads} threads"
+        if self.shares_tensors:
+            return f"{self.mode}: one process on {where}, engine and trainer share their tensors"
+        return f"{self.mode}: trainer on {where}; engines in other processes, with own tensors"
 
 
-def plan(runtime: RuntimeConfig, model: ModelConfig, *, has_cuda: bool) -> Plan:
+def plan(
+    runtime: RuntimeConfig, model: ModelConfig, *, has_cuda: bool, in_processes: bool = False
+) -> Plan:
     """Place every role.
 
     Args:
         runtime: mode.
         model: device and thread wishes.
         has_cuda: whether this machine has a usable GPU.
+        in_processes: whether engines have processes of their own.
 
     Raises:
         ConfigError: the mode has no runtime here, or a GPU is asked for where there is none.
@@ -54,4 +59,9 @@ def plan(runtime: RuntimeConfig, model: ModelConfig, *, has_cuda: bool) -> Plan:
         )
     device = "cuda:0" if has_cuda and model.device != "cpu" else "cpu"
     threads = model.num_threads or len(os.sched_getaffinity(0))
-    return Plan(mode="local", device=device, num_threads=threads, shares_tensors=True)
+    return Plan(
+        mode="local",
+        device=device,
+        num_threads=threads,
+        shares_tensors=not in_processes,
+    )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from dovetail.config.sections.base import Section
+
+_OWN_HOSTS = ("localhost", "::1")
 
 
 class EngineConfig(Section):
@@ -87,3 +90,23 @@ class EngineConfig(Section):
     engine_cuda_graphs: bool = Field(
         True, description="Capture decode steps as CUDA graphs where a GPU is present."
     )
+
+    @property
+    def in_processes(self) -> bool:
+        """Whether engines have processes, and weights, of their own."""
+        several = self.rollout_num_engines > 1 or bool(self.rollout_external_engine_addrs)
+        return self.rollout_engine != "embedded" or several
+
+    @property
+    def external_urls(self) -> list[str]:
+        """`rollout_external_engine_addrs` as addresses with a scheme."""
+        return [
+            (addr if "://" in addr else f"http://{addr}").rstrip("/")
+            for addr in self.rollout_external_engine_addrs
+        ]
+
+    @property
+    def all_local(self) -> bool:
+        """Whether every engine is on this machine, and so sees its memory."""
+        hosts = [urlsplit(url).hostname or "" for url in self.external_urls]
+        return all(host in _OWN_HOSTS or host.startswith("127.") for host in hosts)

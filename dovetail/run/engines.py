@@ -1,0 +1,147 @@
+"""The engines of a run that live in other processes: how many, of which kind, whose weights."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dovetail.checkpoint import hf
+from dovetail.checkpoint.hf_names import named_tensors, num_bytes
+from dovetail.config.run import RunConfig
+from dovetail.config.sections import EngineConfig
+from dovetail.engines.launch import ClientSettings, LaunchSettings
+from dovetail.engines.table import ENGINES, EngineRow
+from dovetail.runtime.fleet import EngineSpec, Fleet, PoolSettings
+from dovetail.runtime.health import HealthSettings
+from dovetail.transport.snapshot import SnapshotStore, Wanted
+
+if TYPE_CHECKING:
+    import torch
+
+    from dovetail.run.models import Models
+
+
+def make_fleet(config: RunConfig, models: Models, passthrough: dict[str, Any]) -> Fleet:
+    """The engines of a run, none of them started.
+
+    Raises:
+        DovetailError: an engine's own settings are wrong, or it is not installed.
+    """
+    settings = config.engine
+    row = next(row for row in ENGINES if row.name == settings.rollout_engine)
+    return Fleet(
+        _specs(row, config, models, passthrough),
+        pool=PoolSettings(
+            policy=config.router.router_policy,
+            per_worker=settings.server_concurrency,
+            queue_size=config.router.router_queue_size,
+            request_timeout_s=config.router.router_request_timeout_s,
+            failure_threshold=config.router.router_health_check_failure_threshold,
+        ),
+        health=HealthSettings(
+            interval_s=settings.rollout_health_check_interval,
+            timeout_s=settings.rollout_health_check_timeout,
+            first_wait_s=settings.rollout_health_check_first_wait,
+            failure_threshold=config.router.router_health_check_failure_threshold,
+            start_timeout_s=settings.engine_start_timeout_s,
+            repairs=settings.use_fault_tolerance,
+        ),
+        store=lambda: _store(settings, models),
+        connect=functools.partial(_connect, row, models),
+    )
+
+
+def weights_of(models: Models) -> Callable[[], Iterable[tuple[str, torch.Tensor]]]:
+    """Makes iterators over the policy's weights under their Hugging Face names."""
+    return lambda: named_tensors(models.model)
+
+
+def _specs(
+    row: EngineRow, config: RunConfig, models: Models, passthrough: dict[str, Any]
+) -> list[EngineSpec]:
+    client = functools.partial(_client, _function(row.client), models)
+    urls = config.engine.external_urls
+    if urls:
+        return [
+            EngineSpec(f"engine {number} ({row.name} at {url})", client, url=url)
+            for number, url in enumerate(urls)
+        ]
+    launch = functools.partial(_launch, row, config, models, passthrough)
+    # What is wrong with the settings of the engine's own is told before anything takes long.
+    launch(0)
+    return [
+        EngineSpec(f"engine {number} ({row.name})", client, launch=launch)
+        for number in range(config.engine.rollout_num_engines)
+    ]
+
+
+def _connect(row: EngineRow, models: Models, url: str, dialect: str | None) -> Any:
+    """What speaks to an engine that joins a running fleet."""
+    if dialect is not None:
+        row = next(row for row in ENGINES if row.name == dialect)
+    return _client(_function(row.client), models, url)
+
+
+def _client(make: Callable[..., Any], models: Models, url: str) -> Any:
+    config = models.config
+    return make(
+        url,
+        ClientSettings(
+            max_context_len=models.context_len,
+            vocab_size=int(models.model.config.get_text_config().vocab_size),
+            eos_token_ids=hf.eos_token_ids(models.model, models.tokenizer),
+            tokenizer=models.tokenizer,
+            request_timeout_s=config.router.router_request_timeout_s,
+            model_dir=Path(str(config.model.hf_checkpoint)),
+        ),
+    )
+
+
+def _launch(
+    row: EngineRow, config: RunConfig, models: Models, passthrough: dict[str, Any], port: int
+) -> Any:
+    settings, own = config.engine, f"{row.name}_"
+    handed = {k.removeprefix(own): v for k, v in passthrough.items() if k.startswith(own)}
+    return _function(row.launch)(
+        LaunchSettings(
+            model_dir=Path(str(config.model.hf_checkpoint)).resolve(),
+            port=port,
+            max_context_len=models.context_len,
+            python=settings.engine_python or sys.executable,
+            device=models.plan.device.partition(":")[0],
+            dtype=config.model.dtype,
+            temperature=config.rollout.rollout_temperature,
+            max_running=settings.engine_max_running,
+            memory_gb=settings.engine_memory_gb,
+            seed=config.data.rollout_seed,
+            return_routed_experts=config.algorithm.use_rollout_routing_replay,
+            trust_remote_code=config.model.trust_remote_code,
+            # While they decode, the trainer rests.
+            num_threads=max(1, models.plan.num_threads // settings.rollout_num_engines),
+            passthrough={**{leaf: getattr(settings, leaf) for leaf in row.leaves}, **handed},
+        )
+    )
+
+
+def _store(settings: EngineConfig, models: Models) -> SnapshotStore:
+    disk = settings.update_weight_disk_dir
+    return SnapshotStore(
+        Wanted(
+            transport=settings.weight_transport,
+            disk_dir=None if disk is None else Path(disk),
+            num_bytes=num_bytes(models.model),
+            local=settings.all_local,
+        ),
+        Path(str(models.config.model.hf_checkpoint)),
+    )
+
+
+def _function(path: str | None) -> Callable[..., Any]:
+    assert path is not None, "a row whose engine has processes says how"
+    module, _, name = path.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
