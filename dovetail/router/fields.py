@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -36,6 +37,17 @@ def wrong(field: str, got: Any, expected: str) -> RequestError:
     return RequestError(message, field=field, got=shown, expected=expected)
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What a value looks like whose reader checks it further: for the description of requests."""
+
+    schema: Mapping[str, Any]
+    """A JSON Schema."""
+    sample: Any = None
+    """A value that its reader takes; None: nothing does as well."""
+    required: bool = False
+
+
 class Fields:
     """A JSON object, read by names. After the last read, `finish` refuses names nobody asked for.
 
@@ -67,8 +79,9 @@ mean 'max_new_tokens'?
         """Whether it is there, as null."""
         return name in self._values and self._values[name] is None
 
-    def raw(self, name: str, default: Any = None) -> Any:
-        """The value as it came; null counts as absent."""
+    def raw(self, name: str, default: Any = None, shape: Shape | None = None) -> Any:
+        """The value as it came; null counts as absent. `shape` is for readers of the code and of
+        the description; whoever asks checks."""
         self._known.add(name)
         value = self._values.get(name)
         return default if value is None else value
@@ -124,16 +137,34 @@ mean 'max_new_tokens'?
             raise self.wrong(name, value, "a string or a list of strings, none of them empty")
         return tuple(many)
 
-    def ids(self, name: str) -> tuple[int, ...]:
+    def ids(self, name: str, *, required: bool = False) -> tuple[int, ...]:
         """A list of token ids."""
         value = self.raw(name, [])
         if not is_ids(value):
             raise self.wrong(name, value, "a list of token ids (whole numbers from 0)")
+        if required and not value:
+            raise self.wrong(name, value, "a list of one token id or more")
         return tuple(value)
+
+    def objects(self, name: str) -> list[dict[str, Any]] | None:
+        """A list of objects."""
+        value = self.raw(name)
+        if value is not None and not is_objects(value):
+            raise self.wrong(name, value, "a list of objects")
+        return value  # type: ignore[no-any-return]
 
     def table(self, name: str) -> Fields:
         """An object inside this one; absent counts as empty."""
         return Fields(self.raw(name, {}), f"{self._path}{name}.")
+
+    def tables(self, name: str, count: int) -> list[Fields]:
+        """One object inside this one for each of `count` things: a list of them, or one for
+        all."""
+        value = self.raw(name, {})
+        many = value if isinstance(value, list) else [value] * count
+        if len(many) != count:
+            raise self.wrong(name, value, f"one for each of the {count} prompts")
+        return [Fields({} if one is None else one, f"{self._path}{name}.") for one in many]
 
     def refuse(self, reason: str, **neutral: Any) -> None:
         """Fields that this server can't serve: only their neutral value passes."""
@@ -174,6 +205,11 @@ def is_ids(value: Any) -> bool:
     return isinstance(value, list) and all(
         isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in value
     )
+
+
+def is_objects(value: Any) -> bool:
+    """Whether it is a list of JSON objects."""
+    return isinstance(value, list) and all(isinstance(one, dict) for one in value)
 
 
 def _outside(value: float, least: float | None, most: float | None) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 from dovetail.router.fields import Fields
 from dovetail.types import SamplingParams
@@ -46,7 +45,7 @@ def sglang_wanted(fields: Fields) -> Wanted:
     """
     most = fields.integer("max_new_tokens", 128, 0) or 0
     # The rest of custom parameters speaks to logit processors, and there are none.
-    num_generated = Fields(fields.raw("custom_params", {})).integer("num_generated", 0, 0) or 0
+    num_generated = fields.table("custom_params").integer("num_generated", 0, 0) or 0
     sampling = SamplingParams(
         max_new_tokens=most,
         # SGLang counts from where the request begins, the engine from where the response does.
@@ -120,7 +119,6 @@ def openai_wanted(fields: Fields, *, limit_names: tuple[str, ...], limit: int | 
     fields.refuse("the engine has no penalties", repetition_penalty=1.0)
     fields.refuse("the engine does not bias logits", logit_bias=None, bad_words=None)
     fields.refuse("the engine does not bias logits", allowed_token_ids=None)
-    fields.refuse("the engine does not score prompts", prompt_logprobs=None)
     fields.refuse("the engine has no beam search", use_beam_search=False, best_of=None)
     fields.refuse(
         "the engine does not constrain its output",
@@ -131,19 +129,6 @@ def openai_wanted(fields: Fields, *, limit_names: tuple[str, ...], limit: int | 
         structured_outputs=None,
     )
     return wanted
-
-
-def sampled_logprobs(fields: Fields, name: str, value: Any) -> bool:
-    """Whether the logprobs of the sampled tokens are wanted; alternatives are not to be had.
-
-    Raises:
-        RequestError: more than one logprob per token is asked for.
-    """
-    if value is None or value is False:
-        return False
-    if value is True or value in (0, 1):
-        return True
-    raise fields.wrong(name, value, "0 or 1: the engine gives the sampled token's logprob only")
 
 
 def _top_p(fields: Fields) -> float:

@@ -1,4 +1,10 @@
-"""OpenAI's form as vLLM and SGLang serve it: POST /v1/completions and /v1/chat/completions."""
+"""OpenAI's form as vLLM and SGLang serve it: POST /v1/completions and /v1/chat/completions.
+
+Beside OpenAI's fields there are vLLM's: token ids, the prompt's logprobs, stop reasons. Of
+completions `logprobs: 1` means the sampled tokens' alone, which is what training asks for; from 2
+on, as in chat from `top_logprobs: 1` on, come the most probable ones too, at the cost of a look at
+the whole sequence.
+"""
 
 from __future__ import annotations
 
@@ -13,68 +19,77 @@ from starlette.routing import BaseRoute, Route
 
 from dovetail.router.answer import Answer
 from dovetail.router.bridge import Bridge
+from dovetail.router.describe import described
+from dovetail.router.dialects.openai_answers import Told, choice_of, usage_of
+from dovetail.router.dialects.openai_scores import (
+    most_alternatives,
+    no_alternatives,
+    prompt_logprobs_wanted,
+    scored,
+)
+from dovetail.router.dialects.openai_shape import Job, Scored, Shape
 from dovetail.router.fields import Fields, RequestError, is_ids, wrong
+from dovetail.router.fields import Shape as FieldShape
+from dovetail.router.messages import for_template
+from dovetail.router.pick import session_key
 from dovetail.router.respond import Json, events, fields_of, merged, together, while_connected
-from dovetail.router.wanted import Wanted, openai_wanted, sampled_logprobs
+from dovetail.router.wanted import Wanted, openai_wanted
 
 _DEFAULT_TOKENS = 16
 _MESSAGE = "a list of messages {'role': ..., 'content': ...}"
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_TEXT = {"type": "string", "minLength": 1}
+_PROMPT = FieldShape(
+    {"anyOf": [_TEXT, _IDS, {"type": "array", "items": {"anyOf": [_TEXT, _IDS]}, "minItems": 1}]},
+    sample=[1],
+    required=True,
+)
+_PART = {
+    "type": "object",
+    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    "required": ["type", "text"],
+}
+_MESSAGES = FieldShape(
+    {
+        "type": "array",
+        "minItems": 1,
+        "items": {
+            "type": "object",
+            "properties": {
+                "role": {"type": "string"},
+                "content": {"type": ["string", "array", "null"], "items": _PART},
+                "tool_calls": {"type": ["array", "null"], "items": {"type": "object"}},
+            },
+            "required": ["role"],
+        },
+    },
+    sample=[{"role": "user", "content": "hi"}],
+    required=True,
+)
+_OBJECT = FieldShape({"type": ["object", "null"]})
 
 
 @dataclass(frozen=True)
-class _Job:
-    """One choice to make."""
+class _Asked:
+    """A request, read."""
 
-    prompt: tuple[int, ...]
-    wanted: Wanted
-    rid: str
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """What the answers look like."""
-
-    chat: bool
-    model: str
-    rid: str
-    created: int
-    logprobs: bool
-    usage: bool
-    prompts: int
-
-    def envelope(self, choices: list[dict[str, Any]], *, chunk: bool) -> dict[str, Any]:
-        """The outer object."""
-        kind = "chat.completion" + ".chunk" * chunk if self.chat else "text_completion"
-        return {
-            "id": self.rid,
-            "object": kind,
-            "created": self.created,
-            "model": self.model,
-            "choices": choices,
-        }
+    jobs: list[Job]
+    shape: Shape
+    stream: bool
 
 
 def routes(bridge: Bridge) -> list[BaseRoute]:
     """The routes of this dialect."""
 
+    @described("Continue prompts, in OpenAI's form", read_completion)
     async def completions(request: Request) -> Response:
-        fields = await fields_of(request)
-        prompts = _prompts(fields, bridge)
-        wanted = openai_wanted(fields, limit_names=("max_tokens",), limit=_DEFAULT_TOKENS)
-        logprobs = sampled_logprobs(fields, "logprobs", fields.raw("logprobs"))
-        fields.refuse("the engine does not score prompts", echo=False)
-        fields.refuse("the engine fills nothing in", suffix=None)
-        return await _respond(request, bridge, fields, (prompts, wanted), logprobs, chat=False)
+        asked = read_completion(await fields_of(request), bridge)
+        return await _respond(request, bridge, asked)
 
+    @described("Answer a conversation, in OpenAI's form", read_chat)
     async def chat_completions(request: Request) -> Response:
-        fields = await fields_of(request)
-        prompts = [chat_prompt(fields, bridge)]
-        wanted = openai_wanted(
-            fields, limit_names=("max_completion_tokens", "max_tokens"), limit=None
-        )
-        logprobs = fields.flag("logprobs", False)
-        sampled_logprobs(fields, "top_logprobs", fields.raw("top_logprobs"))
-        return await _respond(request, bridge, fields, (prompts, wanted), logprobs, chat=True)
+        asked = read_chat(await fields_of(request), bridge)
+        return await _respond(request, bridge, asked)
 
     return [
         Route("/v1/completions", completions, methods=["POST"]),
@@ -82,60 +97,126 @@ def routes(bridge: Bridge) -> list[BaseRoute]:
     ]
 
 
-async def _respond(
-    request: Request,
-    bridge: Bridge,
+def read_completion(fields: Fields, bridge: Bridge) -> _Asked:
+    """A request for completions.
+
+    Raises:
+        RequestError: a field is wrong, or nothing that the engine can do.
+    """
+    prompts = _prompts(fields, bridge)
+    wanted = openai_wanted(fields, limit_names=("max_tokens",), limit=_DEFAULT_TOKENS)
+    asked = most_alternatives(fields, "logprobs", bridge)
+    fields.refuse("the engine does not repeat prompts", echo=False)
+    fields.refuse("the engine fills nothing in", suffix=None)
+    top = asked or 0
+    shape = Shape(chat=False, logprobs=asked is not None, top=top if top > 1 else 0)
+    return _asked(fields, bridge, prompts, wanted, shape)
+
+
+def read_chat(fields: Fields, bridge: Bridge) -> _Asked:
+    """A request for a chat completion.
+
+    Raises:
+        RequestError: a field is wrong, or nothing that the engine can do.
+    """
+    prompt = chat_prompt(fields, bridge)
+    wanted = openai_wanted(fields, limit_names=("max_completion_tokens", "max_tokens"), limit=None)
+    logprobs = fields.flag("logprobs", False)
+    top = most_alternatives(fields, "top_logprobs", bridge) or 0
+    tools = fields.objects("tools") if fields.raw("tool_choice") != "none" else None
+    shape = Shape(
+        chat=True,
+        logprobs=logprobs,
+        top=top if logprobs else 0,
+        tools=tuple(tools or ()),
+        reasoning=fields.flag("separate_reasoning", False),
+    )
+    return _asked(fields, bridge, [prompt], wanted, shape)
+
+
+def _asked(
     fields: Fields,
-    task: tuple[list[tuple[int, ...]], Wanted],
-    logprobs: bool,
-    *,
-    chat: bool,
-) -> Response:
-    prompts, wanted = task
+    bridge: Bridge,
+    prompts: list[tuple[int, ...]],
+    wanted: Wanted,
+    shape: Shape,
+) -> _Asked:
     rid = fields.text("request_id") or fields.text("rid") or bridge.new_rid()
     stream = fields.flag("stream", False)
     options = fields.table("stream_options")
-    shape = _Shape(
-        chat=chat,
+    usage = options.flag("include_usage", False)
+    options.ignore("continuous_usage_stats", "include_obfuscation")
+    options.finish()
+    shape = replace(
+        shape,
         model=fields.text("model", bridge.model) or bridge.model,
         rid=rid,
         created=int(time.time()),
-        logprobs=logprobs,
-        usage=options.flag("include_usage", False),
+        usage=usage,
         prompts=len(prompts),
+        ids_as_text=fields.flag("return_tokens_as_token_ids", False),
+        prompt_top=prompt_logprobs_wanted(fields, bridge),
     )
+    if stream:
+        no_alternatives(fields, shape.top, shape.prompt_top)
     _ignore_rest(fields)
     jobs = [
-        _Job(prompt, wanted.choice(number), f"{rid}_{place * wanted.choices + number}")
+        Job(prompt, wanted.choice(number), f"{rid}_{place * wanted.choices + number}")
         for place, prompt in enumerate(prompts)
         for number in range(wanted.choices)
     ]
-    if stream:
+    return _Asked(jobs, shape, stream)
+
+
+async def _respond(request: Request, bridge: Bridge, asked: _Asked) -> Response:
+    key, shape = session_key(request.headers.raw), asked.shape
+    jobs = [replace(job, wanted=replace(job.wanted, session_id=key)) for job in asked.jobs]
+    if asked.stream:
         return events(_chunks(bridge, jobs, shape))
-    works = [bridge.answer(job.prompt, job.wanted, job.rid) for job in jobs]
+    works = [_answered(bridge, job, shape) for job in jobs]
     answers = await while_connected(request, together(works))
     choices = [
-        _choice(index, answer, jobs[index].prompt, shape, bridge)
-        for index, answer in enumerate(answers)
+        choice_of(index, answer, jobs[index], shape, bridge, score)
+        for index, (answer, score) in enumerate(answers)
     ]
     body = shape.envelope(choices, chunk=False)
-    if chat:
-        body["prompt_token_ids"] = list(prompts[0])
-    return Json({**body, "usage": _usage(answers, shape), **_version(answers)})
+    if shape.chat:
+        body["prompt_token_ids"] = list(jobs[0].prompt)
+        body["prompt_logprobs"] = choices[0].pop("prompt_logprobs")
+    made = [answer for answer, _ in answers]
+    usage = usage_of(made, shape)
+    return Json({**body, "usage": usage, "weight_version": str(made[0].weight_version)})
+
+
+async def _answered(bridge: Bridge, job: Job, shape: Shape) -> tuple[Answer, Scored]:
+    answer = await bridge.answer(job.prompt, job.wanted, job.rid)
+    return answer, await scored(bridge, job, answer, shape)
+
+
+async def _chunks(bridge: Bridge, jobs: list[Job], shape: Shape) -> AsyncIterator[dict[str, Any]]:
+    """What is new, choice by choice."""
+    told = [Told(job, shape, bridge) for job in jobs]
+    streams = [bridge.stream(job.prompt, job.wanted, job.rid) for job in jobs]
+    async for index, answer in merged(streams):
+        for choice in told[index].more(index, answer):
+            yield shape.envelope([choice], chunk=True)
+    if shape.usage:
+        usage = usage_of([one.answer for one in told], shape)
+        yield {**shape.envelope([], chunk=True), "usage": usage}
 
 
 def _ignore_rest(fields: Fields) -> None:
     fields.refuse("the engine does not constrain its output", response_format=None)
     fields.refuse("the engine has one set of weights", lora_path=None)
     # Token ids are always there; the rest has no effect on what is generated.
-    fields.ignore("return_token_ids", "return_tokens_as_token_ids", "user", "metadata", "store")
-    fields.ignore("priority", "cache_salt", "extra_key", "service_tier", "parallel_tool_calls")
-    fields.ignore("separate_reasoning", "stream_reasoning", "include_reasoning", "no_stop_trim")
+    fields.ignore("return_token_ids", "user", "metadata", "store", "parallel_tool_calls")
+    fields.ignore("priority", "cache_salt", "extra_key", "service_tier", "safety_identifier")
+    fields.ignore("stream_reasoning", "include_reasoning", "no_stop_trim", "prompt_cache_key")
     fields.finish()
 
 
 def _prompts(fields: Fields, bridge: Bridge) -> list[tuple[int, ...]]:
-    given = fields.raw("prompt")
+    given = fields.raw("prompt", shape=_PROMPT)
     several = given if isinstance(given, list) and not is_ids(given) else [given]
     prompts: list[tuple[int, ...]] = []
     for one in several:
@@ -149,31 +230,33 @@ def _prompts(fields: Fields, bridge: Bridge) -> list[tuple[int, ...]]:
 
 
 def chat_prompt(fields: Fields, bridge: Bridge) -> tuple[int, ...]:
-    """The messages through the tokenizer's chat template; tools are shown to it."""
-    messages = fields.raw("messages")
+    """The messages through the tokenizer's chat template; tools are shown to it.
+
+    Raises:
+        RequestError: they are malformed, or nothing that the template takes.
+    """
+    messages = fields.raw("messages", shape=_MESSAGES)
     if not isinstance(messages, list) or not messages:
         raise wrong("messages", messages, _MESSAGE)
     continues = fields.flag("continue_final_message", False)
-    extra = fields.raw("chat_template_kwargs", {})
+    extra = fields.raw("chat_template_kwargs", {}, shape=_OBJECT)
     if not isinstance(extra, dict):
         raise wrong("chat_template_kwargs", extra, "an object")
-    choice = fields.raw("tool_choice", "auto")
+    choice = fields.raw("tool_choice", "auto", shape=FieldShape({"enum": ["auto", "none", None]}))
     if choice not in ("auto", "none"):
         raise wrong("tool_choice", choice, "'auto' or 'none': no tool can be forced")
-    tools = fields.raw("tools")
+    tools = fields.objects("tools")
+    settings = {
+        "tools": tools if choice == "auto" else None,
+        "chat_template": fields.text("chat_template"),
+        "add_generation_prompt": fields.flag("add_generation_prompt", not continues),
+        "continue_final_message": continues,
+        "tokenize": True,
+        "return_dict": False,
+    }
+    conversation = [_message(number, one) for number, one in enumerate(messages)]
     try:
-        ids = bridge.tokenizer.apply_chat_template(
-            [_message(number, one) for number, one in enumerate(messages)],
-            tools=tools if choice == "auto" else None,
-            chat_template=fields.text("chat_template"),
-            add_generation_prompt=fields.flag("add_generation_prompt", not continues),
-            continue_final_message=continues,
-            tokenize=True,
-            return_dict=False,
-            **extra,
-        )
-    except RequestError:
-        raise
+        return tuple(bridge.tokenizer.apply_chat_template(conversation, **{**extra, **settings}))
     except Exception as error:
         # A template is the model's own program: whatever it objects to is about these messages.
         raise RequestError(
@@ -182,109 +265,31 @@ def chat_prompt(fields: Fields, bridge: Bridge) -> tuple[int, ...]:
             got=repr(messages)[:80],
             expected="messages that the model's chat template takes",
         ) from error
-    return tuple(ids)
 
 
 def _message(number: int, message: Any) -> dict[str, Any]:
-    """One message, its text parts joined."""
+    """One message, its text parts joined, and calls as templates read them."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise wrong(f"messages[{number}]", message, "{'role': ..., 'content': ...}")
+    calls = message.get("tool_calls")
+    if calls is not None and not _are_calls(calls):
+        raise wrong(f"messages[{number}].tool_calls", calls, "a list of {'function': {...}}")
     content = message.get("content")
-    if not isinstance(content, list):
-        return message
-    kinds = {part.get("type") if isinstance(part, dict) else None for part in content}
-    if kinds - {"text"}:
-        raise wrong(f"messages[{number}].content", content, "text: this server takes text only")
-    return {**message, "content": "".join(part.get("text", "") for part in content)}
+    if isinstance(content, list):
+        texts = [part.get("text") if _is_text(part) else None for part in content]
+        if not all(isinstance(text, str) for text in texts):
+            raise wrong(f"messages[{number}].content", content, "text: this server takes text only")
+        message = {**message, "content": "".join(map(str, texts))}
+    elif content is not None and not isinstance(content, str):
+        raise wrong(f"messages[{number}].content", content, "text, or a list of its parts")
+    return for_template(message)
 
 
-async def _chunks(bridge: Bridge, jobs: list[_Job], shape: _Shape) -> AsyncIterator[dict[str, Any]]:
-    """What is new, choice by choice."""
-    told = [Answer(job.rid, len(job.prompt)) for job in jobs]
-    streams = [bridge.stream(job.prompt, job.wanted, job.rid) for job in jobs]
-    started: set[int] = set()
-    async for index, answer in merged(streams):
-        before = told[index]
-        told[index] = answer
-        here = len(before.token_ids)
-        # A stop string may turn out to have begun in text that was told already.
-        known = min(len(before.text), len(answer.text))
-        new = replace(
-            answer,
-            text=answer.text[known:],
-            token_ids=answer.token_ids[here:],
-            logprobs=answer.logprobs[here:],
-        )
-        if answer.finish is None:
-            told[index] = replace(answer, text=max(before.text, answer.text, key=len))
-        choice = _choice(index, new, jobs[index].prompt, shape, bridge)
-        if shape.chat:
-            delta = choice.pop("message")
-            choice["delta"] = delta if index not in started else {"content": delta["content"]}
-        started.add(index)
-        yield shape.envelope([choice], chunk=True)
-    if shape.usage:
-        yield {**shape.envelope([], chunk=True), "usage": _usage(told, shape)}
+def _are_calls(calls: Any) -> bool:
+    return isinstance(calls, list) and all(
+        isinstance(call, dict) and isinstance(call.get("function", {}), dict) for call in calls
+    )
 
 
-def _choice(
-    index: int, answer: Answer, prompt: tuple[int, ...], shape: _Shape, bridge: Bridge
-) -> dict[str, Any]:
-    choice: dict[str, Any] = {
-        "index": index,
-        "finish_reason": None if answer.finish is None else answer.finish.value,
-        "stop_reason": answer.matched,
-        "token_ids": list(answer.token_ids),
-        "logprobs": None,
-    }
-    texts = [bridge.tokenizer.decode([token]) for token in answer.token_ids]
-    if shape.chat:
-        choice["message"] = {"role": "assistant", "content": answer.text}
-        if shape.logprobs:
-            choice["logprobs"] = {
-                "content": [
-                    {
-                        "token": text,
-                        "logprob": logprob,
-                        "bytes": list(text.encode()),
-                        "top_logprobs": [],
-                    }
-                    for text, logprob in zip(texts, answer.logprobs, strict=True)
-                ]
-            }
-        return choice
-    choice["text"] = answer.text
-    choice["prompt_token_ids"] = list(prompt)
-    if shape.logprobs:
-        choice["logprobs"] = {
-            "tokens": texts,
-            "token_logprobs": list(answer.logprobs),
-            "top_logprobs": None,
-            "text_offset": _offsets(texts),
-        }
-    return choice
-
-
-def _offsets(texts: list[str]) -> list[int]:
-    offsets, here = [], 0
-    for text in texts:
-        offsets.append(here)
-        here += len(text)
-    return offsets
-
-
-def _usage(answers: list[Answer], shape: _Shape) -> dict[str, Any]:
-    # Choices of one prompt share it.
-    each = len(answers) // shape.prompts
-    prompt = sum(answer.prompt_tokens for answer in answers[::each])
-    completion = sum(len(answer.token_ids) for answer in answers)
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": sum(answer.cached_tokens for answer in answers)},
-    }
-
-
-def _version(answers: list[Answer]) -> dict[str, str]:
-    return {"weight_version": str(answers[0].weight_version)}
+def _is_text(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "text"

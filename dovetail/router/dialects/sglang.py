@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute, Route
 
 from dovetail.router.answer import Answer
 from dovetail.router.bridge import Bridge
+from dovetail.router.describe import described
 from dovetail.router.dialects.sglang_scores import (
     Wish,
     prompt_entries,
@@ -23,6 +24,8 @@ from dovetail.router.dialects.sglang_scores import (
     wishes_of,
 )
 from dovetail.router.fields import Fields, RequestError, is_ids, wrong
+from dovetail.router.fields import Shape as FieldShape
+from dovetail.router.pick import session_key
 from dovetail.router.respond import (
     Json,
     events,
@@ -33,6 +36,18 @@ from dovetail.router.respond import (
 )
 from dovetail.router.wanted import Wanted, sglang_wanted
 from dovetail.types import FinishReason, ScoreResult
+
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_TEXTS = {"type": ["string", "array", "null"], "minLength": 1, "items": {"type": "string"}}
+_TEXT = FieldShape({**_TEXTS, "description": "The prompt, or several; or else input_ids."})
+_INPUT_IDS = FieldShape(
+    {
+        "anyOf": [_IDS, {"type": "array", "items": _IDS, "minItems": 1}, {"type": "null"}],
+        "description": "The prompt's token ids, or those of several; or else text.",
+    },
+    sample=[1],
+)
+_RID = FieldShape({"type": ["string", "array", "null"], "items": {"type": "string"}})
 
 
 @dataclass(frozen=True)
@@ -54,25 +69,42 @@ class _Shape:
     decode: Callable[[list[int]], str]
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A request, read."""
+
+    jobs: list[_Job]
+    shape: _Shape
+    stream: bool
+    many: bool
+    """The answer is a list."""
+
+
 def routes(bridge: Bridge) -> list[BaseRoute]:
     """The routes of this dialect."""
 
+    @described("Continue prompts, in SGLang's form", _read)
     async def generate(request: Request) -> Response:
-        fields = await fields_of(request)
-        prompts, batched = _prompts(fields, bridge)
-        stream = fields.flag("stream", False)
-        wishes = wishes_of(fields, prompts, can_score=bridge.can_score, stream=stream)
-        jobs = _jobs(fields, bridge, prompts, wishes)
-        shape = _shape(fields, bridge)
-        _refuse_rest(fields)
-        many = batched or len(jobs) > 1
-        if stream:
-            return events(_chunks(bridge, jobs, shape, many))
-        works = [_answered(bridge, job, shape) for job in jobs]
+        asked = _read(await fields_of(request), bridge)
+        key = session_key(request.headers.raw)
+        jobs = [replace(job, wanted=replace(job.wanted, session_id=key)) for job in asked.jobs]
+        if asked.stream:
+            return events(_chunks(bridge, jobs, asked.shape, asked.many))
+        works = [_answered(bridge, job, asked.shape) for job in jobs]
         bodies = await while_connected(request, together(works))
-        return Json(bodies if many else bodies[0])
+        return Json(bodies if asked.many else bodies[0])
 
     return [Route("/generate", generate, methods=["POST", "PUT"])]
+
+
+def _read(fields: Fields, bridge: Bridge) -> _Asked:
+    prompts, batched = _prompts(fields, bridge)
+    stream = fields.flag("stream", False)
+    wishes = wishes_of(fields, prompts, can_score=bridge.can_score, stream=stream)
+    jobs = _jobs(fields, bridge, prompts, wishes)
+    shape = _shape(fields, bridge)
+    _refuse_rest(fields)
+    return _Asked(jobs, shape, stream, batched or len(jobs) > 1)
 
 
 async def _answered(bridge: Bridge, job: _Job, shape: _Shape) -> dict[str, Any]:
@@ -94,7 +126,7 @@ async def _chunks(
 
 def _prompts(fields: Fields, bridge: Bridge) -> tuple[list[tuple[int, ...]], bool]:
     """The prompts as ids, and whether they came as a list."""
-    text, ids = fields.raw("text"), fields.raw("input_ids")
+    text, ids = fields.raw("text", shape=_TEXT), fields.raw("input_ids", shape=_INPUT_IDS)
     if (text is None) == (ids is None):
         got = "neither" if text is None else "both"
         raise RequestError(
@@ -123,22 +155,20 @@ def _jobs(
     fields: Fields, bridge: Bridge, prompts: list[tuple[int, ...]], wishes: list[Wish]
 ) -> list[_Job]:
     """One job per prompt and choice; choices of one prompt stand side by side."""
-    given = fields.raw("sampling_params", {})
-    several = given if isinstance(given, list) else [given] * len(prompts)
-    rids = fields.raw("rid")
+    several = fields.tables("sampling_params", len(prompts))
+    rids = fields.raw("rid", shape=_RID)
     if isinstance(rids, str):
         # One name for a whole batch: its members are named after it.
         rids = [rids] if len(prompts) == 1 else [f"{rids}_{i}" for i in range(len(prompts))]
     rids = [bridge.new_rid() for _ in prompts] if rids is None else rids
     if not isinstance(rids, list) or not all(isinstance(one, str) for one in rids):
         raise wrong("rid", rids, "a string, or a list of one per prompt")
-    for name, values in (("sampling_params", several), ("rid", rids)):
-        if len(values) != len(prompts):
-            raise wrong(name, values, f"one for each of the {len(prompts)} prompts")
+    if len(rids) != len(prompts):
+        raise wrong("rid", rids, f"one for each of the {len(prompts)} prompts")
     jobs = []
     routed_experts = fields.flag("return_routed_experts", False)
     for prompt, params, rid, wish in zip(prompts, several, rids, wishes, strict=True):
-        wanted = sglang_wanted(Fields(params, "sampling_params."))
+        wanted = sglang_wanted(params)
         wanted = replace(wanted, routed_experts=routed_experts)
         for number in range(wanted.choices):
             name = rid if wanted.choices == 1 else f"{rid}_{number}"

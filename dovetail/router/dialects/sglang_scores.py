@@ -14,7 +14,7 @@ from typing import Any
 
 from dovetail.router.answer import Answer
 from dovetail.router.bridge import Bridge
-from dovetail.router.fields import Fields, wrong
+from dovetail.router.fields import Fields, Shape, wrong
 from dovetail.router.wanted import Wanted
 from dovetail.types import ScoreResult
 
@@ -71,7 +71,9 @@ def wishes_of(
 
 
 def _column(fields: Fields, name: str, default: Any, count: int) -> list[Any]:
-    given = fields.raw(name, default)
+    one = {"type": "boolean" if isinstance(default, bool) else "integer"}
+    schema = {"anyOf": [one, {"type": "array", "items": one}, {"type": "null"}]}
+    given = fields.raw(name, default, shape=Shape(schema, sample=default))
     if not isinstance(given, list):
         return [given] * count
     if len(given) != count:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,40 +14,75 @@ from starlette.routing import BaseRoute, Route
 
 from dovetail.router.answer import Answer
 from dovetail.router.bridge import Bridge
+from dovetail.router.describe import described
+from dovetail.router.dialects.openai_answers import logprobs_of, usage_of
+from dovetail.router.dialects.openai_scores import (
+    most_alternatives,
+    prompt_entries,
+    prompt_logprobs_wanted,
+    scored,
+)
+from dovetail.router.dialects.openai_shape import Job, Scored, Shape
 from dovetail.router.fields import Fields
+from dovetail.router.pick import session_key
 from dovetail.router.respond import Json, fields_of, together, while_connected
-from dovetail.router.wanted import Wanted, openai_wanted, sampled_logprobs
+from dovetail.router.wanted import openai_wanted
 
 _DEFAULT_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A request, read."""
+
+    jobs: list[Job]
+    shape: Shape
 
 
 def routes(bridge: Bridge) -> list[BaseRoute]:
     """The routes of this dialect."""
 
+    @described("Continue token ids, in vLLM's form", _read)
     async def generate(request: Request) -> Response:
-        fields = await fields_of(request)
-        prompt = fields.ids("token_ids")
-        if not prompt:
-            raise fields.wrong("token_ids", list(prompt), "a list of one token id or more")
-        wanted, logprobs = _sampling(fields.table("sampling_params"), bridge.routed_experts)
-        rid = fields.text("request_id") or bridge.new_rid()
-        model = fields.text("model", bridge.model)
-        _refuse_rest(fields)
+        asked = _read(await fields_of(request), bridge)
+        key = session_key(request.headers.raw)
         works = [
-            bridge.answer(prompt, wanted.choice(i), f"{rid}_{i}") for i in range(wanted.choices)
+            _answered(bridge, replace(job, wanted=replace(job.wanted, session_id=key)), asked.shape)
+            for job in asked.jobs
         ]
         answers = await while_connected(request, together(works))
-        return Json(_body(rid, model, answers, logprobs))
+        return Json(_body(asked, answers, bridge))
 
     return [Route("/inference/v1/generate", generate, methods=["POST"])]
 
 
-def _sampling(fields: Fields, routed_experts: bool) -> tuple[Wanted, bool]:
-    wanted = openai_wanted(fields, limit_names=("max_tokens",), limit=_DEFAULT_TOKENS)
-    logprobs = sampled_logprobs(fields, "logprobs", fields.raw("logprobs"))
-    fields.finish()
-    # In vLLM a setting of the engine gives them with every answer.
-    return replace(wanted, routed_experts=routed_experts), logprobs
+async def _answered(bridge: Bridge, job: Job, shape: Shape) -> tuple[Answer, Scored]:
+    answer = await bridge.answer(job.prompt, job.wanted, job.rid)
+    return answer, await scored(bridge, job, answer, shape)
+
+
+def _read(fields: Fields, bridge: Bridge) -> _Asked:
+    prompt = fields.ids("token_ids", required=True)
+    params = fields.table("sampling_params")
+    wanted = openai_wanted(params, limit_names=("max_tokens",), limit=_DEFAULT_TOKENS)
+    # In vLLM a setting of the engine gives the experts with every answer.
+    wanted = replace(wanted, routed_experts=bridge.routed_experts)
+    asked = most_alternatives(params, "logprobs", bridge)
+    prompt_top = prompt_logprobs_wanted(params, bridge)
+    params.finish()
+    rid = fields.text("request_id") or bridge.new_rid()
+    shape = Shape(
+        chat=True,
+        logprobs=asked is not None,
+        top=asked if asked is not None and asked > 1 else 0,
+        model=fields.text("model", bridge.model) or bridge.model,
+        rid=rid,
+        ids_as_text=True,
+        prompt_top=prompt_top,
+    )
+    _refuse_rest(fields)
+    jobs = [Job(prompt, wanted.choice(i), f"{rid}_{i}") for i in range(wanted.choices)]
+    return _Asked(jobs, shape)
 
 
 def _refuse_rest(fields: Fields) -> None:
@@ -58,45 +93,29 @@ def _refuse_rest(fields: Fields) -> None:
     fields.finish()
 
 
-def _body(rid: str, model: str | None, answers: list[Answer], logprobs: bool) -> dict[str, Any]:
-    first = answers[0]
-    completion = sum(len(answer.token_ids) for answer in answers)
+def _body(asked: _Asked, made: list[tuple[Answer, Scored]], bridge: Bridge) -> dict[str, Any]:
+    shape, (first, score) = asked.shape, made[0]
+    answers = [answer for answer, _ in made]
+    told = None
+    if shape.prompt_top is not None:
+        told = prompt_entries(asked.jobs[0], score.prompt, bridge)
     return {
-        "request_id": rid,
-        "model": model,
+        "request_id": shape.rid,
+        "model": shape.model,
         "choices": [
             {
                 "index": index,
                 "token_ids": list(answer.token_ids),
-                "logprobs": _logprobs(answer) if logprobs else None,
+                "logprobs": logprobs_of(answer, shape, bridge, one) if shape.logprobs else None,
                 "finish_reason": None if answer.finish is None else answer.finish.value,
                 "routed_experts": _routed_experts(answer),
             }
-            for index, answer in enumerate(answers)
+            for index, (answer, one) in enumerate(made)
         ],
-        "usage": {
-            "prompt_tokens": first.prompt_tokens,
-            "completion_tokens": completion,
-            "total_tokens": first.prompt_tokens + completion,
-            "prompt_tokens_details": {"cached_tokens": first.cached_tokens},
-        },
+        "usage": usage_of(answers, shape),
         "weight_version": str(first.weight_version),
-        "prompt_logprobs": None,
+        "prompt_logprobs": told,
         "kv_transfer_params": None,
-    }
-
-
-def _logprobs(answer: Answer) -> dict[str, Any]:
-    return {
-        "content": [
-            {
-                "token": f"token_id:{token}",
-                "logprob": logprob,
-                "bytes": None,
-                "top_logprobs": [],
-            }
-            for token, logprob in zip(answer.token_ids, answer.logprobs, strict=True)
-        ]
     }
 
 

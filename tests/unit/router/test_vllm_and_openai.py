@@ -199,7 +199,7 @@ def test_a_streamed_text_never_takes_a_stop_string_back() -> None:
         (GENERATE, {"token_ids": [5], "stream": True}, "stream", "in one piece"),
         (COMPLETIONS, {}, "prompt", "text, a list of token ids"),
         (COMPLETIONS, {"prompt": "a", "max_token": 3}, "max_token", "'max_tokens'"),
-        (COMPLETIONS, {"prompt": "a", "echo": True}, "echo", "does not score prompts"),
+        (COMPLETIONS, {"prompt": "a", "echo": True}, "echo", "does not repeat prompts"),
         (COMPLETIONS, {"prompt": "a", "max_tokens": 99}, "max_new_tokens", "do not fit"),
         (CHAT, {}, "messages", "a list of messages"),
         (CHAT, {"messages": [{"content": "x"}]}, "messages[0]", "role"),
