@@ -51,6 +51,7 @@ ALIASES: dict[str, Alias] = {
     "miles_router_health_check_failure_threshold": Alias(
         "router_health_check_failure_threshold", takes_value=True
     ),
+    "max_seq_len": Alias("rollout_max_context_len", takes_value=True),
     "recompute_granularity": Alias("gradient_checkpointing", constant=True, takes_value=True),
 }
 
@@ -107,6 +108,10 @@ WITHOUT_EFFECT: dict[str, str] = _table(
             ci-disable-kl-checker ci-train-rollout-logprob-abs-diff-threshold wandb-dir
             ci-disable-logprobs-checker ci-disable-weight-update-checker mfu-peak-tflops env-report
             observe-training-entropy""",
+        "sessions of agents are served by the run's own router, at router_host and router_port": """
+            use-session-server session-server-ip session-server-port""",
+        "sessions go by the model's own chat template; see session_history": """
+            tito-model""",
         "engines of rollout_external_engine_addrs are used when there are any": """
             rollout-external""",
     }
@@ -140,8 +145,7 @@ UNSUPPORTED: dict[str, str] = _table(
             prefill-num-servers http-proxy release-train
             update-weight-disk-keep-files update-weight-delta-encoding update-weight-delta-checksum
             update-weight-local-checkpoint-dir
-            use-session-server session-server-ip session-server-port session-message-matcher
-            tito-model rollout-buffer-url fetch-trajectory-retry-times min-batch-collection-ratio
+            rollout-buffer-url fetch-trajectory-retry-times min-batch-collection-ratio
             rollout-task-type ft-components control-server-port mini-ft-controller-enable
             mini-ft-controller-poll-interval mini-ft-controller-resume-delay""",
         "steps of another size": """

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from dovetail.config.agent_rules import agent_rules
 from dovetail.config.eval_rules import evaluation, missing_data
 from dovetail.config.eval_sets import eval_sets
 from dovetail.config.leaves import cure, nearest
@@ -246,5 +247,6 @@ _RULES: tuple[Rule, ...] = (
     _checkpoint,
     _debug,
     router_rules,
+    agent_rules,
 )
 _SERVED: tuple[Rule, ...] = (_mode, _model, _checkpoint, router_rules)

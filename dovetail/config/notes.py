@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dovetail.config.agent_rules import agent_notes
 from dovetail.config.eval_sets import eval_sets
 from dovetail.config.leaves import cure
 from dovetail.config.reward_rules import settings_without_reward
@@ -20,6 +21,7 @@ def notes(config: RunConfig) -> list[str]:
         _of_training,
         _of_the_teacher,
         _of_the_algorithm,
+        agent_notes,
     )
     return [note for part in parts for note in part(config)]
 

@@ -21,6 +21,7 @@ from dovetail.config.sections import (
     RouterConfig,
     RuntimeConfig,
     Section,
+    SessionConfig,
 )
 
 
@@ -32,6 +33,7 @@ class RunConfig(Section):
     rollout: RolloutConfig = RolloutConfig()
     engine: EngineConfig = EngineConfig()
     router: RouterConfig = RouterConfig()
+    session: SessionConfig = SessionConfig()
     reward: RewardConfig = RewardConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     critic: CriticConfig = CriticConfig()

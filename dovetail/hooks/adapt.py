@@ -93,6 +93,17 @@ def _generate(
     return generate
 
 
+def _agent(spec: HookSpec, invoke: Invoke) -> Callable[..., Awaitable[Any]]:
+    async def run(
+        base_url: str, prompt: Any, request_kwargs: dict[str, Any], metadata: dict[str, Any]
+    ) -> Any:
+        return await invoke.in_thread(
+            base_url=base_url, prompt=prompt, request_kwargs=request_kwargs, metadata=metadata
+        )
+
+    return run
+
+
 def _sample_hook(spec: HookSpec, invoke: Invoke) -> Callable[..., Awaitable[Sample]]:
     async def look(sample: Sample, rollout_id: int = 0, evaluation: bool = False) -> Sample:
         got = await invoke.awaited(sample=sample, rollout_id=rollout_id, evaluation=evaluation)
@@ -257,6 +268,7 @@ _ROLLOUT: dict[str, Adapter] = {
     "rollout_function": _rollout,
     "eval_function": _evaluation,
     "custom_generate_function": _generate,
+    "custom_agent_function": _agent,
     "rollout_sample_hook": _sample_hook,
     "custom_rm": _rewards,
     "dynamic_sampling_filter": _group_filter,

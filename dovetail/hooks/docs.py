@@ -60,6 +60,8 @@ _ON_ERROR = {
     OnError.DROP: "the group is left out and counted; max_failed_groups in a row end the run",
     OnError.COUNT: "the sample gives no gradient and is counted; max_reward_failures in a row end "
     "the run",
+    OnError.KEEP: "what its session recorded is kept, with a warning; before its first answer the "
+    "group is left out and counted",
 }
 
 

@@ -21,6 +21,8 @@ class OnError(StrEnum):
     """Its group is left out and counted; too many in a row end the run."""
     COUNT = "count"
     """Its sample gives no gradient and is counted; too many in a row end the run."""
+    KEEP = "keep"
+    """What was made until then is kept, with a warning; without any its group is left out."""
 
 
 class Kind(StrEnum):

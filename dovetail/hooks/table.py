@@ -10,6 +10,7 @@ from dovetail.hooks.rows.data import DATA
 from dovetail.hooks.rows.owned import MEGATRON, MULTI_TURN, ROUTER, WEIGHTS
 from dovetail.hooks.rows.rewards import REWARDS
 from dovetail.hooks.rows.rollout import ROLLOUT
+from dovetail.hooks.rows.session import SESSION
 from dovetail.hooks.spec import HookSpec
 from dovetail.types import HookError
 
@@ -21,6 +22,7 @@ HOOKS: tuple[HookSpec, ...] = (
     *ALGORITHMS,
     *MEGATRON,
     *ROUTER,
+    *SESSION,
     *MULTI_TURN,
     *WEIGHTS,
 )

@@ -91,11 +91,12 @@ class GroupRunner:
             sample.loss_mask = [0] * sample.response_length
         seed = mix_seed(*seed_parts, sample.index if sample.index is not None else -1)
         made = await self._generated(sample, dataclasses.replace(sampling, seed=seed))
-        for one in made:
+        for one in _scored(made):
             unscored = one.reward is None or is_odd(one.reward)
             if not self.group_rm and is_finished(one) and unscored:
                 with run_span(one, "reward"):
                     await self.scorer.score(one)
+                _share_reward(one, made)
         return made
 
     async def _generated(self, sample: Sample, sampling: SamplingParams) -> list[Sample]:
@@ -173,6 +174,19 @@ def is_odd(reward: Any) -> bool:
 def is_finished(sample: Sample) -> bool:
     """It can be scored: everything but pending and aborted."""
     return status_of(sample) not in (Sample.Status.PENDING, Sample.Status.ABORTED)
+
+
+def _scored(made: list[Sample]) -> list[Sample]:
+    """Those that are scored one by one: of an agent's session the last, in which it came to its
+    end."""
+    return made[-1:] if all("strand" in one.metadata for one in made) else made
+
+
+def _share_reward(scored: Sample, made: list[Sample]) -> None:
+    """The other samples of the same session have the reward of what came of it."""
+    for one in made:
+        if "strand" in one.metadata and one.reward is None:
+            one.reward, one.remove_sample = scored.reward, scored.remove_sample
 
 
 def _checked(made: Any, sample: Sample) -> list[Sample]:

@@ -83,7 +83,7 @@ def collect(
         picked = list(how.postprocess(picked, facts))
     for number, sample in enumerate(picked):
         sample.metadata.pop("leaf", None)
-        sample.metadata["session"] = {"strand": number, "strands": len(picked)}
+        sample.metadata["strand"] = {"number": number, "of": len(picked)}
     return _with_base(picked, base)
 
 

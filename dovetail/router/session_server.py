@@ -17,8 +17,10 @@ import dataclasses
 import time
 import uuid
 from array import array
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakValueDictionary
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -39,6 +41,8 @@ from dovetail.router.tool_calls import parse_model_output
 from dovetail.router.wanted import Wanted, sglang_wanted
 from dovetail.types import FinishReason, Sample, SamplingParams
 
+SERVED: MutableMapping[str, SessionServer] = WeakValueDictionary()
+"""By `host:port`: those of this process, for the rollout that opens and ends sessions itself."""
 _FLAT = ("temperature", "top_p", "top_k", "min_p", "max_new_tokens", "stop", "sampling_seed")
 
 

@@ -79,7 +79,7 @@ class SessionStore:
                 raise RequestError(
                     f"{len(self._sessions)} sessions are open and hold {self.size_bytes / 1e9:.1f} "
                     f"GB: at most {self.limits.most} and {self.limits.memory_bytes / 1e9:g} GB "
-                    "(--session-max, --session-memory-gb); end those that are over",
+                    "(--max-sessions, --session-memory-gb); end those that are over",
                     status=503,
                     retry_after_s=_RETRY_S,
                 )

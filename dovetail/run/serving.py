@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dovetail.config.run import RunConfig
+from dovetail.config.sections import SessionConfig
 from dovetail.hooks import ArgsView, BoundHook
-from dovetail.rollout import multi_turn
+from dovetail.rollout import multi_turn, session
 from dovetail.types.ports import Engine, Tokenizer
 
 if TYPE_CHECKING:
     from dovetail.router.server import RouterServer
+    from dovetail.router.session_server import SessionServer, SessionSettings
     from dovetail.run.build import Parts
 
 CALLERS = (
@@ -26,6 +28,14 @@ CALLERS = (
 """Slots whose functions, when they come from another framework, may call its server. A data source
 may put functions of its own on samples."""
 MIDDLEWARE = "router_middleware"
+SERVED = {
+    MIDDLEWARE,
+    "custom_agent_function",
+    "session_message_matcher",
+    "session_sample_picker",
+    "session_sample_postprocessor",
+}
+"""Slots whose functions the server, or whoever needs it, calls."""
 
 
 class Served(Protocol):
@@ -43,6 +53,8 @@ def hook_owners(config: RunConfig) -> set[str]:
     owners = set() if config.router.serve_router == "false" else {"router"}
     if config.hooks.custom_generate_function_path in multi_turn.NAMES:
         owners.add("multi-turn generate")
+    if "router" in owners:
+        owners.add("session server")
     return owners
 
 
@@ -58,7 +70,9 @@ def needs_router(config: RunConfig, hooks: dict[str, BoundHook], bound: list[Bou
     if wish != "auto":
         return wish == "true"
     callers = [hook for slot in CALLERS if (hook := hooks.get(slot)) is not None]
-    return MIDDLEWARE in hooks or any(_is_foreign(hook) for hook in (*callers, *bound))
+    if any(hook.path in session.NAMES for hook in (*callers, *bound)):
+        return True
+    return not SERVED.isdisjoint(hooks) or any(_is_foreign(hook) for hook in (*callers, *bound))
 
 
 def _is_foreign(hook: BoundHook) -> bool:
@@ -79,6 +93,7 @@ def make_router(parts: Parts, bound: list[BoundHook]) -> RouterServer | None:
     from dovetail.router.limits import Limits
     from dovetail.router.security import Access
     from dovetail.router.server import RouterServer
+    from dovetail.router.session_server import SessionServer
     from dovetail.router.workers import Behind
 
     fleet = parts.fleet
@@ -97,6 +112,7 @@ def make_router(parts: Parts, bound: list[BoundHook]) -> RouterServer | None:
         limits=lambda: (parts.models.context_len, _vocab_size(parts.models.model)),
         routed_experts=parts.config.algorithm.use_rollout_routing_replay,
     )
+    sessions = SessionServer(bridge, session_settings(parts.config.session, parts.hooks))
     middleware = parts.hooks.get(MIDDLEWARE)
     every = () if middleware is None else middleware.parts or (middleware,)
     server = RouterServer(
@@ -107,8 +123,10 @@ def make_router(parts: Parts, bound: list[BoundHook]) -> RouterServer | None:
         middleware=[middleware_maker(hook) for hook in every],
         args=parts.args,
         behind=None if fleet is None else Behind(fleet.pool, fleet.connect),
+        routes=sessions.routes(),
     )
     learn_address(parts.args, server)
+    serve_sessions(sessions, server)
     return server
 
 
@@ -125,7 +143,39 @@ def middleware_maker(hook: BoundHook) -> Callable[[Any, Any], Any]:
     return lambda app, router: BaseHTTPMiddleware(app, dispatch=hook.native)
 
 
+def session_settings(config: SessionConfig, hooks: dict[str, BoundHook]) -> SessionSettings:
+    """How the run's sessions answer, record and collect."""
+    from dovetail.router.message_match import loose_tool_call
+    from dovetail.router.session_samples import Collecting
+    from dovetail.router.session_server import SessionSettings
+    from dovetail.router.session_store import SessionLimits
+
+    return SessionSettings(
+        limits=SessionLimits(
+            most=config.max_sessions,
+            idle_s=config.session_idle_s,
+            memory_bytes=config.session_memory_gb * 1e9,
+            turns=config.session_max_turns,
+        ),
+        matches=hooks.get("session_message_matcher", loose_tool_call),
+        by_run=config.session_sampling == "run",
+        keep_rewritten=config.session_history == "recorded",
+        split_thoughts=config.session_split_thoughts,
+        collecting=Collecting(
+            hooks.get("session_sample_picker"), hooks.get("session_sample_postprocessor")
+        ),
+    )
+
+
+def serve_sessions(sessions: SessionServer, server: RouterServer) -> None:
+    """Have the rollout find them, at the address that `learn_address` tells."""
+    from dovetail.router.session_server import SERVED as SERVERS
+
+    SERVERS[f"{server.host}:{server.port}"] = sessions
+
+
 def learn_address(args: ArgsView, server: RouterServer) -> None:
     """Tell users' functions, in every family's words."""
-    for name in ("sglang_router", "vllm_router", "router"):
+    for name in ("sglang_router", "vllm_router", "router", "session_server"):
         args.learn(**{f"{name}_ip": server.host, f"{name}_port": server.port})
+    args.learn(use_session_server=True, session_server_addrs=[f"{server.host}:{server.port}"])

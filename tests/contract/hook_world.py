@@ -165,6 +165,10 @@ GIVEN = {
     "router_middleware": lambda: ("request", respond),
     "router_middleware class": lambda: ("app", "router"),
     "custom_agent_function": lambda: ("http://there", "hello", {}, {"a": 1}),
+    "session_message_matcher": lambda: (
+        {"role": "user", "content": "a"},
+        {"role": "user", "content": "a"},
+    ),
     "session_sample_picker": lambda: (siblings(), {}),
     "session_sample_postprocessor": lambda: (siblings(), {}),
     "generate_tool_specs": lambda: (),

@@ -25,6 +25,7 @@ from dovetail.config.sections.reward import RewardConfig
 from dovetail.config.sections.rollout import RolloutConfig
 from dovetail.config.sections.router import RouterConfig
 from dovetail.config.sections.runtime import RuntimeConfig
+from dovetail.config.sections.session import SessionConfig
 
 __all__ = [
     "Section",
@@ -44,5 +45,6 @@ __all__ = [
     "DebugConfig",
     "HooksConfig",
     "RouterConfig",
+    "SessionConfig",
     "RuntimeConfig",
 ]

@@ -68,6 +68,10 @@ class HooksConfig(Section):
         "Stands between the router's clients and its engines; may be given several times."
     )
     custom_agent_function_path: str | None = _path("Runs an agent against a session's address.")
+    session_message_matcher: str | None = _path(
+        "Says whether a message that an agent sent back is the recorded one: strict, "
+        "loose_tool_call, role_content_only, or a function."
+    )
     session_sample_picker_path: str | None = _path("Chooses among a session's samples.")
     session_sample_postprocessor_path: str | None = _path("Changes a session's chosen samples.")
     generate_tool_specs_path: str | None = _path("The list of tools for multi-turn generation.")

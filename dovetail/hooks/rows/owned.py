@@ -129,64 +129,6 @@ ROUTER: tuple[HookSpec, ...] = (
         example_name="count",
         time_limit=None,
     ),
-    HookSpec(
-        slot="custom_agent_function",
-        stage="rollout",
-        process="rollout",
-        owner="session server",
-        forms=(
-            CallForm(
-                families=MILES,
-                named=("base_url", "prompt", "request_kwargs", "metadata"),
-            ),
-        ),
-        default="none",
-        returns="a dict that is merged into sample.metadata, or None",
-        when="for every sample, with the agentic generate function",
-        doc=(
-            "Runs an agent that speaks the OpenAI form to base_url; the tokens of its turns are "
-            "recorded there. A coroutine `abort(args)` beside it is called when the step is full."
-        ),
-        example=(
-            "async def agent(base_url, prompt, request_kwargs, metadata):\n"
-            '    return {"asked": base_url}\n'
-        ),
-        example_name="agent",
-        time_limit=None,
-    ),
-    HookSpec(
-        slot="session_sample_picker",
-        stage="rollout",
-        process="rollout",
-        owner="session server",
-        forms=(CallForm(families=MILES, positional=("samples", "metadata")),),
-        default="retried turns are left out",
-        returns="those of the samples that are kept",
-        when="when a session's samples are collected",
-        doc="`samples` are the leaves of the session's tree of turns.",
-        example="def last(samples, metadata):\n    return samples[-1:]\n",
-        example_name="last",
-        runs_async=False,
-    ),
-    HookSpec(
-        slot="session_sample_postprocessor",
-        stage="rollout",
-        process="rollout",
-        owner="session server",
-        forms=(CallForm(families=MILES, positional=("samples", "metadata")),),
-        default="the samples stay as they are",
-        returns="a list of Samples",
-        when="after the session's samples were picked",
-        doc="May change, split or join samples.",
-        example=(
-            "def note(samples, metadata):\n"
-            "    for sample in samples:\n"
-            '        sample.metadata["session"] = metadata.get("agent")\n'
-            "    return samples\n"
-        ),
-        example_name="note",
-        runs_async=False,
-    ),
 )
 
 MULTI_TURN: tuple[HookSpec, ...] = (

@@ -126,6 +126,7 @@ ROLLOUT: tuple[HookSpec, ...] = (
         example_name="generate",
         registered={
             "multi_turn": "dovetail.rollout.multi_turn:generate",
+            "agent": "dovetail.rollout.session:generate",
         },
         time_limit="generate_timeout_s",
     ),

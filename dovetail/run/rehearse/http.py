@@ -19,7 +19,7 @@ from dovetail.run.rehearse.stage import Stage
 from dovetail.run.rehearse.tokenizers import tokenizer_of
 from dovetail.run.rehearse.verdict import Fault
 from dovetail.run.rehearse.world import WrittenEngine
-from dovetail.run.serving import MIDDLEWARE, learn_address, middleware_maker
+from dovetail.run.serving import MIDDLEWARE, learn_address, middleware_maker, serve_sessions
 from dovetail.types import DovetailError
 
 _SIGNS = ("router_ip", "router_port", "get_model_url", "sglang_rollout", "vllm_rollout", "http_u")
@@ -75,6 +75,7 @@ def _server(
     # They take a while to import: only rehearsals that serve wait for them.
     from dovetail.router.bridge import Bridge
     from dovetail.router.server import RouterServer
+    from dovetail.router.session_server import SessionServer
 
     bridge = Bridge(
         lambda: engine,
@@ -83,8 +84,11 @@ def _server(
         limits=lambda: (_CONTEXT, None),
     )
     makers = [middleware_maker(hook) for hook in hooks]
-    server = RouterServer(bridge, middleware=makers, args=stage.args)
+    sessions = SessionServer(bridge)
+    routes = sessions.routes()
+    server = RouterServer(bridge, middleware=makers, args=stage.args, routes=routes)
     learn_address(stage.args, server)
+    serve_sessions(sessions, server)
     server.start(stage.loop)
     try:
         yield server.url
@@ -106,7 +110,8 @@ def _middleware_of(stage: Stage) -> list[BoundHook]:
 
 def _may_ask(stage: Stage) -> bool:
     """Whether a module of the user's mentions the router, or imported what asks there for it."""
-    if "dovetail.compat.modules.http" in sys.modules:
+    agent = stage.config.hooks.custom_agent_function_path
+    if agent is not None or "dovetail.compat.modules.http" in sys.modules:
         return True
     modules = [
         module
