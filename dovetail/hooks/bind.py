@@ -61,6 +61,11 @@ class BoundHook:
     parts: tuple[BoundHook, ...] = ()
     """Of a hook that may be given several times: each of them, in order."""
 
+    @property
+    def has_time_limit(self) -> bool:
+        """Whether a call ends by itself when it takes too long, with a TimeoutError."""
+        return self.invoke.limit_s is not None
+
     def __call__(self, *values: Any, **named: Any) -> Any:
         return self.native(*values, **named)
 

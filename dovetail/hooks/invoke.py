@@ -155,6 +155,8 @@ class Invoke:
         task = asyncio.ensure_future(steps.run())
         try:
             await asyncio.wait({task}, timeout=limit_s)
+            if steps.exited is not None:
+                raise steps.exited
             if task.done():
                 return task.result()
             where = _suspended_at(coroutine, self._file)

@@ -15,13 +15,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType, coroutine
 from typing import Any
 
 _AGAIN_S = 1.0
 _overdue: dict[int, str] = {}
+_NO_LIMIT = nullcontext()
 
 
 class Overdue(BaseException):
@@ -38,20 +39,16 @@ def overdue() -> str | None:
     return next(iter(_overdue.values()), None)
 
 
-@contextmanager
 def time_limit(
     seconds: float | None, file: str, tell: Callable[[str], object] = str
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Raise `Overdue` in the body when it takes longer. `file` is the user's, to say where; `tell`
     makes a message of that."""
     if seconds is None:
-        yield
-    elif threading.current_thread() is threading.main_thread():
-        with _alarm(seconds, file):
-            yield
-    else:
-        with _watchdog(seconds, file, tell):
-            yield
+        return _NO_LIMIT
+    if threading.current_thread() is threading.main_thread():
+        return _alarm(seconds, file)
+    return _watchdog(seconds, file, tell)
 
 
 @contextmanager
@@ -151,6 +148,8 @@ class Steps:
         on_main = threading.current_thread() is threading.main_thread()
         self._seconds = seconds if on_main else None
         self._given_up = False
+        self.exited: SystemExit | None = None
+        """What the coroutine ended with; out of a task it would end the whole loop."""
 
     def give_up(self) -> None:
         """From now on a cancellation ends the waiting, whatever the coroutine makes of it."""
@@ -167,6 +166,9 @@ class Steps:
                     waiting = self._inner.send(result) if error is None else self._throw(error)
             except StopIteration as stop:
                 return stop.value
+            except SystemExit as left:
+                self.exited = left
+                return None
             try:
                 result, error = (yield waiting), None
             # Whatever comes from outside, cancellation too, belongs to the inner one.

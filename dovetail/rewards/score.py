@@ -265,6 +265,8 @@ class Scorer:
         if not inspect.isawaitable(value):
             return value
         async with self._turn:
+            if getattr(custom, "has_time_limit", False):
+                return await _uncancelled(value)
             return await self._bounded(value)
 
     async def _bounded(self, value: Awaitable[Any]) -> Any:
@@ -272,7 +274,7 @@ class Scorer:
         try:
             await asyncio.wait({task}, timeout=self._reward.reward_timeout_s)
             if task.cancelled():
-                raise RewardFault("CancelledError", "it was cancelled from within")
+                raise _cancelled()
             if task.done():
                 return task.result()
             raise RewardFault("timeout", f"no reward within {self._reward.reward_timeout_s:g} s")
@@ -323,6 +325,21 @@ def _kind(error: Exception) -> str:
     if isinstance(error, RewardFault):
         return error.kind
     return "timeout" if isinstance(error, TimeoutError) else type(error).__name__
+
+
+async def _uncancelled(value: Awaitable[Any]) -> Any:
+    """A cancellation that nobody asked for is a fault of the reward."""
+    try:
+        return await _without_exit(value)
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise _cancelled() from None
+
+
+def _cancelled() -> RewardFault:
+    return RewardFault("CancelledError", "it was cancelled from within")
 
 
 async def _without_exit(value: Awaitable[Any]) -> Any:

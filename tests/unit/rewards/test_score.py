@@ -3,8 +3,9 @@ import asyncio
 
 import pytest
 
+from dovetail.config.run import RunConfig
 from dovetail.config.sections import RewardConfig
-from dovetail.hooks import bind
+from dovetail.hooks import ArgsView, bind
 from dovetail.rewards.score import Scorer
 from dovetail.types.errors import ConfigError, HookRunError, RewardError
 from dovetail.types.ports import Scorer as ScorerPort
@@ -64,6 +65,14 @@ def test_plain_and_async_functions_set_the_reward():
     assert score(later)[0].reward == 1.0
 
 
+def bound(custom):
+    """As a run has it: with a time limit of its own."""
+    hook = bind("custom_rm", custom, ArgsView(RunConfig(), reward_timeout_s=0.05))
+    assert hook.has_time_limit
+    return hook
+
+
+@pytest.mark.parametrize("way", [lambda custom: custom, bound])
 @pytest.mark.parametrize(
     ("custom", "kind"),
     [
@@ -81,8 +90,8 @@ def test_plain_and_async_functions_set_the_reward():
         (lambda _: {"score": 1.0}, "unexpected_object"),
     ],
 )
-def test_a_failed_reward_excludes_the_sample_and_is_counted_by_name(custom, kind):
-    one, metrics = score(custom, reward_timeout_s=0.05)
+def test_a_failed_reward_excludes_the_sample_and_is_counted_by_name(way, custom, kind):
+    one, metrics = score(way(custom), reward_timeout_s=0.05)
     assert one.reward == 0.0 and one.remove_sample
     assert one.metadata["reward_error"].startswith(kind)
     assert metrics == {"reward/failed": 1.0, f"reward/failures/{kind}": 1.0}
@@ -364,7 +373,8 @@ def test_two_hundred_hangs_are_all_cut_off():
     assert scorer.metrics()["reward/failures/timeout"] == 200.0
 
 
-def test_cancelling_the_scoring_cancels_the_function():
+@pytest.mark.parametrize("way", [lambda custom: custom, bound])
+def test_cancelling_the_scoring_cancels_the_function(way):
     cut = []
 
     async def watched(_):
@@ -375,7 +385,7 @@ def test_cancelling_the_scoring_cancels_the_function():
             raise
 
     async def cancel():
-        task = asyncio.create_task(Scorer(RewardConfig(), watched).score(sample()))
+        task = asyncio.create_task(Scorer(RewardConfig(), way(watched)).score(sample()))
         await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
