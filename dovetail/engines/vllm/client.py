@@ -186,9 +186,11 @@ class VllmEngine:
         was_paused = self._paused
         if not was_paused:
             await self.pause()
-        await self.transfer.load(snapshot)
-        if not was_paused:
-            await self.resume()
+        try:
+            await self.transfer.load(snapshot)
+        finally:
+            if not was_paused:
+                await self.resume()
 
     async def sleep(self) -> None:
         """Give its memory (weights, keys and values) back until `wake`; what runs is aborted.

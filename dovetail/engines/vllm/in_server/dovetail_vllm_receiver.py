@@ -105,6 +105,8 @@ class SnapshotEngine(WeightTransferEngine[SnapshotInitInfo, SnapshotUpdateInfo])
         initialize_layerwise_reload(self.model)
         self.model.load_weights(_tensors(files))
         finalize_layerwise_reload(self.model, self.model_config)
+        if self.device.type == "cpu":
+            _pack_heads(self.model)
         self._damage = None
 
     def shutdown(self) -> None:
@@ -134,6 +136,21 @@ class SnapshotEngine(WeightTransferEngine[SnapshotInitInfo, SnapshotUpdateInfo])
 
 class SnapshotExtension:
     """Adds nothing to the worker: to name it is to import this module there."""
+
+
+def _pack_heads(model: torch.nn.Module) -> None:
+    """Bring the packed copies of embeddings and heads up to date.
+
+    On a CPU vLLM multiplies with a packed copy of a layer's weight, made when weights of that layer
+    have been loaded. A head that is tied to the embedding gets none of its own, so that a reload
+    (vLLM 0.32, `/collective_rpc` reload_weights too) leaves its copy as it was.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+
+    for layer in model.modules():
+        method = getattr(layer, "quant_method", None)
+        if isinstance(method, UnquantizedEmbeddingMethod):
+            method.process_weights_after_loading(layer)
 
 
 def _files(directory: Path) -> list[Path]:
