@@ -33,6 +33,7 @@ from dovetail.types import (
     FinishReason,
     GenerateRequest,
     GenerateResult,
+    RequestRefusedError,
     RequestTooLongError,
     ScoreRequest,
     ScoreResult,
@@ -337,6 +338,8 @@ class Bridge:
 
 def failed(error: EngineError) -> RequestError:
     """An engine's failure as its clients see it: 429 and 503 may go better later."""
+    if isinstance(error, RequestRefusedError):
+        return RequestError(str(error))
     if isinstance(error, EngineBusyError):
         return RequestError(str(error), status=429, retry_after_s=error.retry_after_s)
     if isinstance(error, EngineTimeoutError):

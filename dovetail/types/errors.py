@@ -68,7 +68,11 @@ class EngineTimeoutError(EngineError, TimeoutError):
     """No answer within the time that a request has."""
 
 
-class RequestTooLongError(EngineError, ValueError):
+class RequestRefusedError(EngineError, ValueError):
+    """The request itself is wrong: no engine of this kind answers it, however often it is asked."""
+
+
+class RequestTooLongError(RequestRefusedError):
     """A request can never fit the engine's memory or context; the message has the numbers."""
 
 

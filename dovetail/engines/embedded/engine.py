@@ -32,7 +32,7 @@ from dovetail.types.calls import (
     ScoreRequest,
     ScoreResult,
 )
-from dovetail.types.errors import EngineError, RequestTooLongError
+from dovetail.types.errors import EngineError, RequestRefusedError, RequestTooLongError
 from dovetail.types.ports import Tokenizer
 
 _YIELDS = 32
@@ -119,7 +119,8 @@ class EmbeddedEngine:
 
         Raises:
             RequestTooLongError: prompt plus `max_new_tokens` exceed the context or the KV cache.
-            EngineError: the request is malformed, the engine is closed, or a step failed.
+            RequestRefusedError: the request is malformed.
+            EngineError: the engine is closed, or a step failed.
         """
         self._check(request)
         loop = asyncio.get_running_loop()
@@ -240,18 +241,18 @@ class EmbeddedEngine:
         if self._closed:
             raise EngineError(f"request {request.request_id!r}: the engine is closed")
         if not ids or min(ids) < 0 or max(ids) >= self._vocab_size:
-            raise EngineError(
+            raise RequestRefusedError(
                 f"request {request.request_id!r}: prompt_ids must be one or more ids in "
                 f"[0, {self._vocab_size}), got {len(ids)}"
                 + (f" from {min(ids)} to {max(ids)}" if ids else "")
             )
         if not 0 <= request.num_generated <= len(ids) or sampling.max_new_tokens < 0:
-            raise EngineError(
+            raise RequestRefusedError(
                 f"request {request.request_id!r}: num_generated={request.num_generated} of "
                 f"{len(ids)} ids and max_new_tokens={sampling.max_new_tokens} can't be"
             )
         if request.return_routed_experts and self._core.recorder is None:
-            raise EngineError(
+            raise RequestRefusedError(
                 f"request {request.request_id!r}: there are no experts to record: "
                 f"{self._core.routing_reason}. Leave --use-rollout-routing-replay (TOML: "
                 "algorithm.use_rollout_routing_replay) out"

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dovetail.types.calls import ScoreRequest, ScoreResult
-from dovetail.types.errors import EngineError
+from dovetail.types.errors import EngineError, RequestRefusedError
 
 _PADDED_TOKENS = 8192
 _LOGITS = 1 << 26
@@ -55,14 +55,14 @@ class Scoring:
         """
         ids = request.token_ids
         if not ids or min(ids) < 0 or max(ids) >= self._vocab_size or len(ids) > max_context_len:
-            raise EngineError(
+            raise RequestRefusedError(
                 f"request {request.request_id!r}: token_ids must be 1 to {max_context_len} ids in "
                 f"[0, {self._vocab_size}), got {len(ids)}"
                 + (f" from {min(ids)} to {max(ids)}" if ids else "")
             )
         good_top = 0 <= request.top <= min(_MOST_TOP, self._vocab_size)
         if not 1 <= request.start <= len(ids) or not good_top or request.temperature <= 0:
-            raise EngineError(
+            raise RequestRefusedError(
                 f"request {request.request_id!r}: start={request.start} of {len(ids)} ids, "
                 f"top={request.top} and temperature={request.temperature} can't be"
             )

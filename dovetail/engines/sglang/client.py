@@ -35,7 +35,12 @@ from dovetail.types.calls import (
     ScoreRequest,
     ScoreResult,
 )
-from dovetail.types.errors import EngineError, EngineGoneError, RequestTooLongError
+from dovetail.types.errors import (
+    EngineError,
+    EngineGoneError,
+    RequestRefusedError,
+    RequestTooLongError,
+)
 from dovetail.types.weights import Snapshot
 
 CONTROL_S = 120.0
@@ -97,7 +102,8 @@ class SglangEngine:
             RequestTooLongError: prompt plus `max_new_tokens` exceed the context: SGLang itself
                 would shorten the response without a word.
             EngineGoneError: the server is gone, or broke down over the request.
-            EngineError: the request is malformed or has images, or the client is closed.
+            RequestRefusedError: the request is malformed, or has images.
+            EngineError: the client is closed.
         """
         self._check(request)
         if request.sampling.max_new_tokens == 0:
@@ -118,8 +124,8 @@ class SglangEngine:
         """The logprobs of a sequence's tokens.
 
         Raises:
-            EngineError: the request is malformed, or of a temperature other than 1: SGLang tells
-                prompt logprobs of the logits as they are.
+            RequestRefusedError: the request is malformed, or of a temperature other than 1: SGLang
+                tells prompt logprobs of the logits as they are.
         """
         self._check_score(request)
         wire_id = self._wire_id(request.request_id)
@@ -270,12 +276,12 @@ class SglangEngine:
         ids, sampling = request.prompt_ids, request.sampling
         self._check_ids(request.request_id, ids)
         if request.media is not None:
-            raise EngineError(
+            raise RequestRefusedError(
                 f"request {request.request_id!r} has images, which the SGLang engine does not take "
                 "here; use --rollout-engine embedded (TOML: engine.rollout_engine)"
             )
         if not 0 <= request.num_generated <= len(ids) or sampling.max_new_tokens < 0:
-            raise EngineError(
+            raise RequestRefusedError(
                 f"request {request.request_id!r}: num_generated={request.num_generated} of "
                 f"{len(ids)} ids and max_new_tokens={sampling.max_new_tokens} can't be"
             )
@@ -291,12 +297,12 @@ class SglangEngine:
         ids = request.token_ids
         self._check_ids(request.request_id, ids)
         if not 1 <= request.start <= len(ids) or request.top < 0:
-            raise EngineError(
+            raise RequestRefusedError(
                 f"request {request.request_id!r}: start={request.start} of {len(ids)} ids and "
                 f"top={request.top} can't be"
             )
         if request.temperature != 1.0:
-            raise EngineError(
+            raise RequestRefusedError(
                 f"request {request.request_id!r}: SGLang scores at temperature 1 only, not "
                 f"{request.temperature:g}; score with --rollout-engine embedded (TOML: "
                 "engine.rollout_engine)"
@@ -307,7 +313,7 @@ class SglangEngine:
             raise EngineError(f"request {request_id!r}: the engine is closed")
         vocab_size = self._settings.vocab_size
         if not ids or min(ids) < 0 or (vocab_size is not None and max(ids) >= vocab_size):
-            raise EngineError(
+            raise RequestRefusedError(
                 f"request {request_id!r}: token ids must be one or more in "
                 f"[0, {vocab_size or '...'}), got {len(ids)}"
                 + (f" from {min(ids)} to {max(ids)}" if ids else "")
@@ -321,4 +327,4 @@ def _refusal(request_id: str, error: EngineRefusedError) -> EngineError:
         return EngineGoneError(message)
     if any(words in error.said for words in _TOO_LONG):
         return RequestTooLongError(message)
-    return EngineError(message)
+    return RequestRefusedError(message)

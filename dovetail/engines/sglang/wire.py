@@ -24,7 +24,7 @@ from dovetail.types.calls import (
     ScoreResult,
     VersionSpan,
 )
-from dovetail.types.errors import EngineError, EngineGoneError
+from dovetail.types.errors import EngineError, EngineGoneError, RequestRefusedError
 from dovetail.types.ports import Tokenizer
 
 UNSET = "default"
@@ -51,10 +51,10 @@ def generate_body(
     """The request as SGLang takes it.
 
     Raises:
-        EngineError: SGLang has no words for it.
+        RequestRefusedError: SGLang has no words for it.
     """
     if len(request.sampling.stop) > _MOST_STOPS:
-        raise EngineError(
+        raise RequestRefusedError(
             f"request {request.request_id!r}: {len(request.sampling.stop)} stop strings; SGLang "
             f"takes {_MOST_STOPS} (--rollout-stop, TOML: rollout.rollout_stop)"
         )
@@ -118,7 +118,8 @@ def generate_result(
 
     Raises:
         MalformedAnswerError: a field is missing or is not what it should be.
-        EngineError: logprobs are not finite, or the experts that were asked for are missing.
+        RequestRefusedError: the experts that were asked for are missing.
+        EngineError: logprobs are not finite.
     """
     try:
         meta = answer["meta_info"]
@@ -130,6 +131,8 @@ def generate_result(
         spans = _spans(meta, len(ids))
         routed = _routed(request, meta, len(ids), experts)
         cached, text = _whole(meta.get("cached_tokens") or 0), str(answer["text"])
+    except RequestRefusedError:
+        raise
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise MalformedAnswerError(
             f"request {request.request_id!r}: the answer is not SGLang's: {_said(error)}"
@@ -236,7 +239,7 @@ def _routed(
     if not request.return_routed_experts or (encoded is None and not num_new):
         return None  # Not asked for, or aborted before the first step.
     if encoded is None:
-        raise EngineError(
+        raise RequestRefusedError(
             f"request {request.request_id!r}: the engine recorded no experts; SGLang does with "
             "--enable-return-routed-experts, and only of a mixture-of-experts model"
         )
@@ -251,7 +254,7 @@ def _routed(
         layers, sparse, top_k = experts
         found = flat.reshape(-1, layers, top_k)[:, list(sparse)]
     else:
-        raise EngineError(
+        raise RequestRefusedError(
             f"request {request.request_id!r}: SGLang does not say how many layers and experts it "
             "tells of, and the model's config.json does not either"
         )
