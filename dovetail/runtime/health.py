@@ -32,6 +32,8 @@ FIRST_REST_S, LONGEST_REST_S = 0.5, 30.0
 """Before the second start in a row, and before later ones."""
 GRACE_S = 5.0
 """That an engine has to end by itself."""
+_NEXT_CHANCE_S = 0.5
+_EXIT_SHOWS_S = 0.2
 _TICK_S = 0.05
 _SWEEP_S = 0.5
 _FAULTS = (EngineError, OSError)
@@ -199,8 +201,15 @@ class Supervisor:
             # One that is taking weights may be too busy; if it dies of them, that shows.
             if _is_dead(worker) or self.pool.update_lock.locked():
                 continue
-            failed = 0 if await member.engine.healthy(own.timeout_s) else failed + 1
+            if await member.engine.healthy(own.timeout_s):
+                failed = 0
+                continue
+            failed += 1
+            # However many requests fail meanwhile: one more chance is one a moment later.
+            await asyncio.sleep(min(own.interval_s, _NEXT_CHANCE_S))
         if _is_dead(worker):
+            # If its process is gone, that is the better reason, and known in a moment.
+            await asyncio.sleep(_EXIT_SHOWS_S)
             return worker.reason
         return f"it did not answer {failed} looks of {own.timeout_s:g} s"
 
