@@ -20,13 +20,14 @@ from dovetail.data.order import epoch_order
 from dovetail.data.prompt import PromptSet
 from dovetail.data.state import groups_from_json, groups_to_json
 from dovetail.types.errors import CheckpointError, DataError, HookRunError
-from dovetail.types.sample import Group, Sample
+from dovetail.types.sample import Group, PrefixCacheInfo, Sample, SpecInfo
 
 BufferFilter = Callable[[list[Group], int], list[Group]]
 """`(buffer, n) -> at most n groups`, taken out of `buffer` in place."""
 
 _STATE_VERSION = 1
 _SHARED_TYPES = (type(None), bool, int, float, str, bytes, Sample.Status)
+_COUNTERS = (SpecInfo, PrefixCacheInfo)
 
 
 def pop_first(buffer: list[Group], num_groups: int) -> list[Group]:
@@ -234,9 +235,16 @@ class PromptDataSource:
 def _fresh_copy(prototype: Sample) -> Sample:
     twin = copy(prototype)
     for name, value in vars(twin).items():
+        if isinstance(value, _SHARED_TYPES):
+            continue
+        # A sample is mostly these, and a deep copy of each costs more than a short response.
         if name == "tokens":
             twin.tokens = list(value)
-        elif not isinstance(value, _SHARED_TYPES):
+        elif type(value) in (list, dict) and not value:
+            setattr(twin, name, type(value)())
+        elif type(value) in _COUNTERS:
+            setattr(twin, name, type(value)(**vars(value)))
+        else:
             setattr(twin, name, deepcopy(value))
     return twin
 

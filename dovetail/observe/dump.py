@@ -20,6 +20,8 @@ from dovetail.types.errors import DataError
 from dovetail.types.sample import Sample
 
 _DEFAULTS = Sample().to_dict()
+_NONE = object()
+"""The default of attributes that have none."""
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 _NUMBER_LISTS = {
     "tokens",
@@ -67,7 +69,8 @@ def _line(sample: Sample) -> bytes:
     plain = {
         name: value
         for name, value in sample.to_dict().items()
-        if (name not in _DEFAULTS or not _same(value, _DEFAULTS[name]))
+        if (default := _DEFAULTS.get(name, _NONE)) is not value
+        and not _same(value, default)
         and not (name in _MEDIA and _has_pictures(value))
     }
     if sample.multimodal_train_inputs is not None and _MEDIA[1] not in plain:
@@ -130,7 +133,7 @@ def _check_lengths(sample: Sample) -> None:
 
 
 def _same(value: Any, default: Any) -> bool:
-    return value is default or (type(value) is type(default) and value == default)
+    return type(value) is type(default) and bool(value == default)
 
 
 def _all_finite(plain: Mapping[str, Any]) -> bool:
@@ -153,6 +156,8 @@ def _finite_sum(values: list[Any]) -> bool:
 
 
 def _finite(value: Any) -> bool:
+    if value is None or isinstance(value, str | int):
+        return True
     if isinstance(value, float):
         return math.isfinite(value)
     if isinstance(value, Mapping):

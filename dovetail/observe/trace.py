@@ -45,6 +45,7 @@ _WALL_S = time.time() - time.perf_counter()
 _span_numbers = itertools.count(1)
 _open: ContextVar[tuple[_Open, ...]] = ContextVar("dovetail_trace_open", default=())
 _recording: ContextVar[bool] = ContextVar("dovetail_trace_recording", default=False)
+_NOT_RECORDED = nullcontext()
 
 Target = Any
 """A Sample, a TraceHandle, or a (nested) list of them: a group."""
@@ -145,7 +146,7 @@ def run_span(target: Target, name: str) -> AbstractContextManager[Span | None]:
     """A span of our own stages: recorded under `recording_run` only, because times make the files
     of two equal runs differ.
     """
-    return trace_span(target, name) if _recording.get() else nullcontext()
+    return trace_span(target, name) if _recording.get() else _NOT_RECORDED
 
 
 def trace_event(target: Target, name: str, *, attrs: Mapping[str, Any] | None = None) -> None:

@@ -23,7 +23,8 @@ _FINISHED = (Sample.Status.COMPLETED, Sample.Status.TRUNCATED)
 
 def status_of(sample: Sample) -> Sample.Status:
     """The status, also where a plugin assigned its plain string."""
-    return Sample.Status(sample.status)
+    status = sample.status
+    return status if isinstance(status, Sample.Status) else Sample.Status(status)
 
 
 async def generate(
@@ -62,7 +63,7 @@ async def generate(
     request = GenerateRequest(
         request_id=f"{sample.index}.{next(_request_numbers)}",
         prompt_ids=tuple(sample.tokens),
-        sampling=dataclasses.replace(sampling, max_new_tokens=room),
+        sampling=_limited(sampling, room),
         num_generated=sample.response_length,
         media=Media.of(sample),
         return_routed_experts=return_routed_experts,
@@ -70,6 +71,12 @@ async def generate(
     )
     append_result(tokenizer, sample, await engine.generate(request), sampling.skip_special_tokens)
     return sample
+
+
+def _limited(sampling: SamplingParams, max_new_tokens: int) -> SamplingParams:
+    if sampling.max_new_tokens == max_new_tokens:
+        return sampling
+    return dataclasses.replace(sampling, max_new_tokens=max_new_tokens)
 
 
 def append_result(
