@@ -17,6 +17,7 @@ from __future__ import annotations
 from dovetail.config.resolve import Resolved
 from dovetail.run.build import build
 from dovetail.run.faults import save_what_stands
+from dovetail.run.heap import settled_heap
 from dovetail.run.interrupt import Interrupted
 from dovetail.run.parts import Run
 from dovetail.run.report import RunReport, Timer
@@ -31,7 +32,8 @@ def run_training(resolved: Resolved) -> RunReport:
     with build(resolved) as run:
         done, evaluated = run.resume()
         try:
-            done, evaluated = train(run, done, evaluated)
+            with settled_heap():
+                done, evaluated = train(run, done, evaluated)
         except Interrupted:
             done, evaluated = run.position
             run.save(done, evaluated)
