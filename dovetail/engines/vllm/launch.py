@@ -11,6 +11,7 @@ from typing import Any
 from dovetail.engines.flags import chosen, require_module, written
 from dovetail.engines.launch import LaunchSettings, LaunchSpec
 from dovetail.engines.vllm import in_server
+from dovetail.types.errors import ConfigError
 
 MODULE = "vllm.entrypoints.openai.api_server"
 """The `vllm` command wants a distribution of that name, which the CPU build is not."""
@@ -48,11 +49,19 @@ def launch(settings: LaunchSettings) -> LaunchSpec:
     values.
 
     Raises:
-        ConfigError: `passthrough` has a setting that the run sets.
+        ConfigError: `passthrough` has a setting that the run sets; or experts are to be recorded on
+            a CPU, where vLLM can't.
         MissingExtraError: `settings.python` has no vLLM.
     """
     users = chosen("vllm", settings.passthrough, _RUNS_OWN)
     require_module(settings.python, "vllm", "vLLM")
+    if settings.return_routed_experts and settings.device == "cpu":
+        # "AuxOutput Connector requires Model Runner V2", which "requires Triton" (vLLM 0.32).
+        raise ConfigError(
+            "vLLM records routed experts on GPUs only; on a CPU leave "
+            "--use-rollout-routing-replay (TOML: algorithm.use_rollout_routing_replay) out, or use "
+            "--rollout-engine embedded (TOML: engine.rollout_engine)"
+        )
     flags = {**_own_flags(settings), **users}
     argv = [settings.python, "-m", MODULE]
     for name, value in flags.items():

@@ -102,6 +102,8 @@ class SnapshotEngine(WeightTransferEngine[SnapshotInitInfo, SnapshotUpdateInfo])
 
         files = self._looked_at(Path(update_info.directory), update_info.num_bytes)
         self._damage = f"an update from {update_info.directory} broke off in the middle"
+        if self.device.type == "cpu":
+            _unpack_experts(self.model)
         initialize_layerwise_reload(self.model)
         self.model.load_weights(_tensors(files))
         finalize_layerwise_reload(self.model, self.model_config)
@@ -136,6 +138,18 @@ class SnapshotEngine(WeightTransferEngine[SnapshotInitInfo, SnapshotUpdateInfo])
 
 class SnapshotExtension:
     """Adds nothing to the worker: to name it is to import this module there."""
+
+
+def _unpack_experts(model: torch.nn.Module) -> None:
+    """Have experts set up anew when their weights have come.
+
+    On a CPU a kernel packs the weights of its experts when it is set up; vLLM 0.32 keeps the kernel
+    over a reload, and would put plain weights where it reads packed ones.
+    """
+    for layer in model.modules():
+        method = getattr(layer, "quant_method", None)
+        if method is not None and getattr(method, "moe_kernel", None) is not None:
+            method.moe_kernel = None
 
 
 def _pack_heads(model: torch.nn.Module) -> None:
