@@ -125,6 +125,7 @@ class Dispatch:
         try:
             while True:
                 worker = self.places.take(call) or await self._slot(call)
+                call.admitted = True
                 answer = await self._attempt(call, worker, attempt)
                 if not isinstance(answer, _Again):
                     return answer
@@ -170,7 +171,7 @@ class Dispatch:
         if self.hopeless is not None:
             raise EngineGoneError(self.hopeless)
         try:
-            return await self.places.wait(call, again=call.attempts > 0)
+            return await self.places.wait(call, again=call.admitted)
         except asyncio.CancelledError:
             self._raise_for(call, call.taken())
             raise
@@ -181,26 +182,21 @@ class Dispatch:
     async def _attempt(
         self, call: Call, worker: Worker, attempt: Callable[[Worker], Awaitable[T]]
     ) -> T | _Again:
-        if worker.state in _GONE_STATES:
-            # It died after it gave the slot and before the call woke.
+        try:
+            if worker.state in _GONE_STATES:
+                # It died after it gave the slot and before the call woke.
+                return _Again(EngineGoneError(f"{worker.url} is gone: {worker.reason}"))
+            epoch = worker.epoch
+            outcome = await self._at(call, worker, attempt)
+            return self._judge(call, worker, epoch, outcome)
+        finally:
+            # Only now: whoever gets the slot must find what this call taught about the engine.
             self.places.give_back(worker)
-            return _Again(EngineGoneError(f"{worker.url} is gone: {worker.reason}"))
-        epoch = worker.epoch
-        outcome = await self._at(call, worker, attempt)
-        why = call.taken()
-        if outcome is _CANCELLED and why is None:
-            raise asyncio.CancelledError
-        if why is not Interrupt.GONE:
-            self._raise_for(call, why)
-        if why is Interrupt.GONE or worker.epoch != epoch:
-            self.stats.fenced += outcome is not _CANCELLED and not _is_error(outcome)
-            return self._again(call, EngineGoneError(f"{worker.url} is gone: {worker.reason}"))
-        return self._judge(call, worker, outcome)
 
     async def _at(
         self, call: Call, worker: Worker, attempt: Callable[[Worker], Awaitable[T]]
     ) -> T | EngineError | object:
-        """What came of it; the slot is free then, and the call counts no more as the worker's."""
+        """What came of it."""
         call.worker = worker
         call.attempts += 1
         worker.calls.add(call)
@@ -214,9 +210,25 @@ class Dispatch:
         finally:
             call.worker = None
             worker.calls.discard(call)
-            self.places.give_back(worker)
 
-    def _judge(self, call: Call, worker: Worker, outcome: T | EngineError | object) -> T | _Again:
+    def _judge(
+        self, call: Call, worker: Worker, epoch: int, outcome: T | EngineError | object
+    ) -> T | _Again:
+        """What an outcome means for the call, if the worker has begun another life by now."""
+        why = call.taken()
+        if outcome is _CANCELLED and why is None:
+            raise asyncio.CancelledError
+        if why is not Interrupt.GONE:
+            self._raise_for(call, why)
+        if why is None and worker.epoch == epoch:
+            return self._learn(call, worker, outcome)
+        self.stats.fenced += outcome is not _CANCELLED and not isinstance(outcome, EngineError)
+        if worker.removed:
+            # Not the call's fault, for certain.
+            call.attempts -= 1
+        return self._again(call, EngineGoneError(f"{worker.url} is gone: {worker.reason}"))
+
+    def _learn(self, call: Call, worker: Worker, outcome: T | EngineError | object) -> T | _Again:
         """What an outcome in the worker's present life means for both."""
         if isinstance(outcome, EngineBusyError):
             now = asyncio.get_running_loop().time()
@@ -291,7 +303,3 @@ class Dispatch:
             raise EngineGoneError(self.hopeless or "every engine is gone")
         self.stats.stopped += 1
         raise Stopped(why)
-
-
-def _is_error(outcome: object) -> bool:
-    return isinstance(outcome, EngineError)

@@ -109,6 +109,7 @@ class Pool:
             worker.state = WorkerState.DRAINING
             self._changed()
             await _drained(worker, timeout_s)
+        worker.removed = True
         self._bury(worker, "it was removed")
         if self.workers.get(url) is worker:
             del self.workers[url]
@@ -291,12 +292,13 @@ class Pool:
                 ready, "load_snapshot", lambda worker: worker.engine.load_snapshot(snapshot)
             )
             for worker in ready:
-                worker.weight_version = snapshot.version
+                if worker not in errors:
+                    worker.weight_version = snapshot.version
             self.places.policy.forget(list(self.workers.values()))
         async with asyncio.timeout(self._dispatch.request_timeout_s):
             while not self.ready():
                 if self._dispatch.hopeless or not self.repaired:
-                    reasons = "; ".join(str(error) for error in errors) or "there is none"
+                    reasons = "; ".join(str(error) for error in errors.values()) or "there is none"
                     reasons = self._dispatch.hopeless or reasons
                     raise EngineError(
                         f"no engine has the weights of version {snapshot.version}: {reasons}"
@@ -312,7 +314,7 @@ class Pool:
         workers: list[Worker],
         name: str,
         command: Callable[[Worker], Coroutine[Any, Any, None]],
-    ) -> list[Exception]:
+    ) -> dict[Worker, Exception]:
         """Run it at all of them at once; who fails is dead. Gives the failures."""
         epochs = {worker: worker.epoch for worker in workers}
         errors = await command_all(workers, command)
@@ -320,7 +322,7 @@ class Pool:
             if worker.epoch == epochs[worker]:
                 self.mark_dead(worker.url, f"{name} failed: {error}")
                 self.on_failure(worker, error)
-        return list(errors.values())
+        return errors
 
     # Inside
 

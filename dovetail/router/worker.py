@@ -44,6 +44,7 @@ class Call:
         "_cancelled",
         "_cancelling",
         "aborted",
+        "admitted",
         "attempts",
         "avoid",
         "begun",
@@ -74,6 +75,8 @@ class Call:
         """Only engines that speak it will do; None: any."""
         self.scores = scores
         """Only engines that score will do."""
+        self.admitted = False
+        """It had a slot once: a full queue does not refuse it."""
         self.attempts = 0
         """How often it was sent."""
         self.avoid: set[Worker] = set()
@@ -127,6 +130,8 @@ class Worker:
     state: WorkerState = WorkerState.STARTING
     reason: str = ""
     """Why it is dead."""
+    removed: bool = False
+    """It is no longer in the pool."""
     epoch: int = 0
     """One more with each death: answers from an earlier one count no more."""
     weight_version: int | None = None
