@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
-from dovetail.router import control, metrics, workers
+from dovetail.router import control, metrics, openapi, workers
 from dovetail.router.bridge import Bridge
 from dovetail.router.dialects import openai, sglang, tokens, vllm
 from dovetail.router.fields import RequestError
@@ -100,6 +100,7 @@ def make_app(
         *workers.routes(bridge, behind),
         *metrics.routes(figures),
         *control.routes(bridge, behind),
+        *openapi.routes(),
     ]
     view.app = Starlette(
         routes=[*routes, *found, *tokens.routes(bridge), *facts],

@@ -13,7 +13,8 @@ from starlette.routing import BaseRoute, Route
 
 from dovetail import __version__
 from dovetail.router.bridge import Bridge
-from dovetail.router.fields import RequestError
+from dovetail.router.describe import described
+from dovetail.router.fields import Fields, RequestError
 from dovetail.router.respond import Json, failure, fields_of
 from dovetail.router.workers import Behind
 
@@ -148,13 +149,9 @@ def _load(bridge: Bridge) -> list[BaseRoute]:
 
 
 def _aborts(bridge: Bridge) -> list[BaseRoute]:
+    @described("End requests by name, or all", _read_abort)
     async def abort(request: Request) -> Response:
-        fields = await fields_of(request)
-        everything = fields.flag("abort_all", False)
-        rids = [name for key in ("rid", "request_id") for name in fields.texts(key)]
-        rids += list(fields.texts("request_ids"))
-        fields.ignore("abort_reason", "abort_message")
-        fields.finish()
+        everything, rids = _read_abort(await fields_of(request), bridge)
         # vLLM's router aborts everything when nothing is named.
         if everything or not rids:
             aborted = await bridge.abort()
@@ -166,8 +163,18 @@ def _aborts(bridge: Bridge) -> list[BaseRoute]:
     return [Route(path, abort, methods=["POST"]) for path in paths]
 
 
+def _read_abort(fields: Fields, bridge: Bridge) -> tuple[bool, list[str]]:
+    """Whether everything is meant, and which names."""
+    everything = fields.flag("abort_all", False)
+    rids = [name for key in ("rid", "request_id", "request_ids") for name in fields.texts(key)]
+    fields.ignore("abort_reason", "abort_message")
+    fields.finish()
+    return everything, rids
+
+
 def _refused() -> list[BaseRoute]:
     def refuse(reason: str) -> Any:
+        @described(f"Not to be had: {reason}")
         async def refused(request: Request) -> Response:
             message = f"{request.url.path}: not to be had here: {reason}"
             return failure(RequestError(message, status=501))

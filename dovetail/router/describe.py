@@ -36,5 +36,4 @@ def described(
 
 def description_of(handler: Any) -> tuple[str, Read | None, tuple[str, ...]] | None:
     """What `described` told of it."""
-    found = getattr(handler, "__dict__", {}).get("described")
-    return found  # type: ignore[no-any-return]
+    return getattr(handler, "described", None)

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from dovetail.router.bridge import Bridge
+from dovetail.router.describe import described
 from dovetail.router.fields import Fields, RequestError, wrong
 from dovetail.router.respond import Json, failure, fields_of
 from dovetail.types.errors import EngineError
@@ -82,9 +83,11 @@ def _told(bridge: Bridge, behind: Behind | None) -> list[BaseRoute]:
 
 
 def _changed(behind: Behind | None) -> list[BaseRoute]:
+    @described("Add an engine", _read, query=("url",))
     async def add(request: Request) -> Response:
         return Json(await _add(await _asked(request, behind), behind))
 
+    @described("Take an engine out", _read, query=("url",))
     async def remove(request: Request) -> Response:
         url, _ = await _asked(request, behind)
         return Json(await _remove(url, behind))
@@ -136,6 +139,10 @@ def read_worker(fields: Fields, url: str | None = None) -> tuple[str, str | None
     fields.ignore("max_connection_attempts", "connection_mode")
     fields.finish()
     return url, dialect
+
+
+def _read(fields: Fields, bridge: Bridge) -> tuple[str, str | None]:
+    return read_worker(fields, fields.text("url") or "http://localhost")
 
 
 async def _add(asked: tuple[str, str | None], behind: Behind | None) -> dict[str, Any]:

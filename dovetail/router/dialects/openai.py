@@ -229,13 +229,18 @@ def _prompts(fields: Fields, bridge: Bridge) -> list[tuple[int, ...]]:
     return prompts
 
 
-def chat_prompt(fields: Fields, bridge: Bridge) -> tuple[int, ...]:
+def chat_prompt(fields: Fields, bridge: Bridge, *, required: bool = True) -> tuple[int, ...]:
     """The messages through the tokenizer's chat template; tools are shown to it.
+
+    Args:
+        fields: the request.
+        bridge: has the tokenizer.
+        required: for the description; without messages there is no prompt.
 
     Raises:
         RequestError: they are malformed, or nothing that the template takes.
     """
-    messages = fields.raw("messages", shape=_MESSAGES)
+    messages = fields.raw("messages", shape=replace(_MESSAGES, required=required))
     if not isinstance(messages, list) or not messages:
         raise wrong("messages", messages, _MESSAGE)
     continues = fields.flag("continue_final_message", False)

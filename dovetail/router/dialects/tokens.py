@@ -9,17 +9,24 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from dovetail.router.bridge import Bridge
+from dovetail.router.describe import described
 from dovetail.router.dialects.openai import chat_prompt
-from dovetail.router.fields import Fields, RequestError, is_ids, wrong
+from dovetail.router.fields import Fields, RequestError, Shape, is_ids, wrong
 from dovetail.router.respond import Json, fields_of
+
+_PROMPT = Shape({"type": ["string", "array", "null"], "items": {"type": "string"}})
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+_TOKENS = Shape({"anyOf": [_IDS, {"type": "array", "items": _IDS}, {"type": "null"}]})
 
 
 def routes(bridge: Bridge) -> list[BaseRoute]:
     """The routes of text to tokens and back."""
 
+    @described("Tokens of a text, or of a conversation", _read_any)
     async def tokenize(request: Request) -> Response:
         return Json(_tokenized(await fields_of(request), bridge))
 
+    @described("The text of tokens", _detokenized)
     async def detokenize(request: Request) -> Response:
         return Json(_detokenized(await fields_of(request), bridge))
 
@@ -29,15 +36,21 @@ def routes(bridge: Bridge) -> list[BaseRoute]:
     ]
 
 
+def _read_any(fields: Fields, bridge: Bridge) -> None:
+    """Both forms; neither needs the other's fields."""
+    _tokenized(fields, bridge)
+    chat_prompt(fields, bridge, required=False)
+
+
 def _tokenized(fields: Fields, bridge: Bridge) -> dict[str, Any]:
     """What vLLM answers; SGLang's prompt may be a list, whose answers are lists."""
     fields.ignore("model")
     with_strings = fields.flag("return_token_strs", False)
     if "messages" in fields:
-        ids, tokens = list(chat_prompt(fields, bridge)), None
+        ids, tokens = list(chat_prompt(fields, bridge, required=False)), None
         fields.flag("add_special_tokens", False)
     else:
-        prompt = fields.raw("prompt", "")
+        prompt = fields.raw("prompt", "", shape=_PROMPT)
         special = fields.flag("add_special_tokens", True)
         texts = prompt if isinstance(prompt, list) else [prompt]
         if not all(isinstance(text, str) for text in texts):
@@ -58,7 +71,7 @@ def _tokenized(fields: Fields, bridge: Bridge) -> dict[str, Any]:
 
 def _detokenized(fields: Fields, bridge: Bridge) -> dict[str, Any]:
     fields.ignore("model")
-    tokens = fields.raw("tokens", [])
+    tokens = fields.raw("tokens", [], shape=_TOKENS)
     skip = fields.flag("skip_special_tokens", False)
     fields.finish()
     several = isinstance(tokens, list) and bool(tokens) and isinstance(tokens[0], list)
