@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dovetail.cli.settings import asks_for_help, read_settings, settings_help
 from dovetail.config.check import check_evaluation
+from dovetail.config.engine_rules import engine_notes
 from dovetail.config.flags import split_files
 from dovetail.config.notes import evaluation_notes
 from dovetail.observe.run_dir import RunDir
@@ -37,7 +38,8 @@ def evaluate(argv: list[str]) -> int:
     resolved = read_settings(_with_model(argv))
     check_evaluation(resolved.config)
     validate_names(resolved.config)
-    for note in [*resolved.notes, *evaluation_notes(resolved.config)]:
+    config = resolved.config
+    for note in [*resolved.notes, *evaluation_notes(config), *engine_notes(config)]:
         sys.stderr.write(f"note: {note}\n")
     from dovetail.observe.eval_table import eval_table
     from dovetail.run.evaluate import run_eval

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from dovetail.config.agent_rules import agent_rules
+from dovetail.config.engine_rules import engine_rules
 from dovetail.config.eval_rules import evaluation, missing_data
 from dovetail.config.eval_sets import eval_sets
 from dovetail.config.leaves import cure, nearest
@@ -38,7 +39,7 @@ def check_evaluation(config: RunConfig) -> None:
     Raises:
         ConfigError: with every problem found, one per line.
     """
-    rules = (_mode, _model, evaluation, built_in_rewards, router_rules)
+    rules = (_mode, _model, evaluation, built_in_rewards, engine_rules, router_rules)
     problems = [problem for rule in rules for problem in rule(config)]
     if not (problems or config.hooks.eval_function_path or eval_sets(config)):
         problems.append(f"nothing to evaluate; name a set: {cure('eval_prompt_data', 'NAME PATH')}")
@@ -246,7 +247,8 @@ _RULES: tuple[Rule, ...] = (
     evaluation,
     _checkpoint,
     _debug,
+    engine_rules,
     router_rules,
     agent_rules,
 )
-_SERVED: tuple[Rule, ...] = (_mode, _model, _checkpoint, router_rules)
+_SERVED: tuple[Rule, ...] = (_mode, _model, _checkpoint, engine_rules, router_rules)

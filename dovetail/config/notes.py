@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dovetail.config.agent_rules import agent_notes
+from dovetail.config.engine_rules import engine_notes
 from dovetail.config.eval_sets import eval_sets
 from dovetail.config.leaves import cure
 from dovetail.config.reward_rules import settings_without_reward
@@ -21,6 +22,7 @@ def notes(config: RunConfig) -> list[str]:
         _of_training,
         _of_the_teacher,
         _of_the_algorithm,
+        engine_notes,
         agent_notes,
     )
     return [note for part in parts for note in part(config)]
@@ -65,6 +67,39 @@ def evaluation_notes(config: RunConfig) -> Iterator[str]:
             )
     if not config.observe.log_passrate and (own.eval_pass_k or own.eval_pass_threshold is not None):
         yield "eval_pass_k and eval_pass_threshold do nothing with --no-log-passrate"
+
+
+SERVER_HOOKS = {
+    "router_middleware_paths",
+    "session_message_matcher",
+    "session_sample_picker_path",
+    "session_sample_postprocessor_path",
+    "compat_imports",
+}
+"""Settings of functions that a server calls, and how they are loaded."""
+_SERVING_READS: dict[str, set[str] | None] = {
+    "model": None,
+    "engine": None,
+    "router": None,
+    "session": None,
+    "runtime": None,
+    "hooks": SERVER_HOOKS,
+    "checkpoint": {"load"},
+    "observe": {"run_dir", "run_name"},
+    "rollout": {"rollout_max_context_len"},
+}
+"""Sections and settings that `dovetail serve` reads; None: all of the section."""
+
+
+def serving_notes(config: RunConfig) -> Iterator[str]:
+    """Of a server without training: what was given and has no effect."""
+    idle: list[str] = []
+    for section in sorted(config.model_fields_set):
+        known = _SERVING_READS.get(section, set())
+        if known is not None:
+            idle += sorted(getattr(config, section).model_fields_set - known)
+    if idle:
+        yield f"without effect in a server: {', '.join(idle)}"
 
 
 def _of_rewards(config: RunConfig) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 PREFIXES = ("vllm", "sglang", "megatron", "router")
@@ -30,10 +30,13 @@ def typed(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def without_effect_note(names: list[str]) -> str:
-    """One line for all handed-through settings of a run whose parts read none of them."""
-    flags = ", ".join("--" + name.replace("_", "-") for name in names)
-    return (
-        f"kept, but without effect in this run: {flags} (mode 'local' starts no vLLM, SGLang or "
-        "Megatron)"
-    )
+def without_effect_notes(names: Iterable[str], owner: str | None) -> list[str]:
+    """A line for all handed-through settings that nothing in this run reads; `owner`: the prefix of
+    those that its engines do."""
+    idle = [name for name in names if name.partition("_")[0] != owner]
+    if not idle:
+        return []
+    flags = ", ".join("--" + name.replace("_", "-") for name in idle)
+    starts = {"vllm": "vLLM", "sglang": "SGLang", "megatron": "Megatron"}
+    none = [word for prefix, word in starts.items() if prefix != owner]
+    return [f"kept, but without effect in this run: {flags} (it starts no {' or '.join(none)})"]

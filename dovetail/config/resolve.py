@@ -9,10 +9,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from dovetail.config.engine_rules import engine_owner
 from dovetail.config.flags import OwnFlags, read_flags
 from dovetail.config.incoming import Incoming
 from dovetail.config.leaves import leaves
-from dovetail.config.passthrough import without_effect_note
+from dovetail.config.passthrough import without_effect_notes
 from dovetail.config.run import RunConfig
 from dovetail.config.toml import read_toml
 from dovetail.types.errors import ConfigError
@@ -52,11 +53,11 @@ def resolve(
     for path in files:
         read_toml(Path(path), incoming)
     read_flags(flags, incoming, own_flags)
+    config = _validate(incoming)
     notes = list(dict.fromkeys(incoming.notes))
-    if incoming.passthrough:
-        notes.append(without_effect_note(list(incoming.passthrough)))
+    notes += without_effect_notes(incoming.passthrough, engine_owner(config))
     return Resolved(
-        config=_validate(incoming),
+        config=config,
         origins={name: incoming.origins.get(name, "default") for name in leaves()},
         passthrough=incoming.passthrough,
         notes=tuple(notes),
