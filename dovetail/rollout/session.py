@@ -16,7 +16,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -156,12 +156,14 @@ async def _run(call: GenerateCall, agent: BoundHook, session: Session) -> _Outco
         while not running.done() and not (call.aborted or session.aborted):
             await asyncio.wait({running}, timeout=_LOOK_S)
         outcome = _Outcome(elapsed_s=time.monotonic() - started)
-        if call.aborted or session.aborted:
-            outcome.aborted = True
-            await _aborts.tell(agent, call.args)
-            return outcome
     finally:
+        over = call.aborted or session.aborted
+        if over:
+            _aborts.tell(agent, call.args)
         await _ended(running)
+    if over:
+        outcome.aborted = True
+        return outcome
     error = running.exception()
     if isinstance(error, HookRunError):
         raise error
@@ -196,17 +198,24 @@ class _Aborts:
 
     def __init__(self) -> None:
         self._told = False
+        self._telling: set[asyncio.Task[None]] = set()
 
     def begin(self) -> None:
         """An agent starts, so that a step is under way."""
         self._told = False
 
-    async def tell(self, agent: BoundHook, args: Any) -> None:
-        """Call `abort(args)` beside the agent, where there is one."""
+    def tell(self, agent: BoundHook, args: Any) -> None:
+        """Have `abort(args)` beside the agent called, where there is one."""
         abort = getattr(_module_of(agent.invoke.target), "abort", None)
         if self._told or not callable(abort):
             return
         self._told = True
+        # The call that notices the end may be cancelled itself, and has a moment only.
+        task = asyncio.ensure_future(self._call(abort, agent, args))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _call(self, abort: Callable[[Any], Any], agent: BoundHook, args: Any) -> None:
         try:
             got = abort(args)
             if inspect.isawaitable(got):

@@ -185,7 +185,8 @@ class SessionServer:
             message = self._message(asked, answer) if chat else None
             turn = self._turn(session, prompt, answer, message)
             self.store.record(session, turn)
-            texts = [self.bridge.tokenizer.decode([token]) for token in answer.token_ids]
+            shown = answer.token_ids if asked.logprobs else ()
+            texts = [self.bridge.tokenizer.decode([token]) for token in shown]
             return wire.Reply(asked, turn, answer, message, ids, texts)
 
     def _turn(

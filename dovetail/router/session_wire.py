@@ -35,7 +35,7 @@ class Reply:
     """None for a plain completion."""
     prompt_ids: Sequence[int]
     texts: Sequence[str]
-    """Of each sampled token."""
+    """Of each sampled token, where logprobs are asked for."""
 
     @property
     def finish_reason(self) -> str:

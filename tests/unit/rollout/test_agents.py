@@ -205,6 +205,7 @@ def test_a_step_that_is_over_ends_its_agents_and_tells_their_module_once(tmp_pat
                 assert sample is call.sample and sample.status is Sample.Status.ABORTED
                 assert sample.response_length == 0
             assert len(world.sessions.store) == 0
+            await asyncio.sleep(0)
             assert world.args.aborts == 1
 
     asyncio.run(work())
