@@ -21,6 +21,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dovetail.router.bridge import Bridge
+from dovetail.router.proxy import NATIVE
 
 if TYPE_CHECKING:
     from dovetail.router.workers import Behind
@@ -78,7 +79,7 @@ class _Facts(Collector):
 
 def _of_pool(behind: Behind) -> Iterator[Metric]:
     pool = behind.pool
-    yield _gauge("queue", "Requests that wait for an engine.", pool.places.waiting)
+    yield _gauge("queue", "Requests that wait for an engine.", pool.waiting)
     for name, text in (
         ("resent", "Requests sent to another engine, because one was gone or busy."),
         ("fenced", "Late answers of dead engines or of older weights, dropped."),
@@ -138,7 +139,9 @@ class Counted:
             await self._app(scope, receive, told)
         finally:
             figures.active.dec()
-            route = getattr(scope.get("route"), "path", "other")
+            # What is passed on as it is meets no route; other paths are of the client's invention.
+            passed_on = scope["path"] if scope["path"] in NATIVE else "other"
+            route = getattr(scope.get("route"), "path", passed_on)
             # A method of the client's own invention is not a label.
             method = scope["method"] if scope["method"] in _METHODS else "other"
             figures.requests.labels(route, method, str(status)).inc()
