@@ -16,6 +16,7 @@ import uvicorn
 import uvloop
 from starlette.routing import BaseRoute
 
+from dovetail.router import known
 from dovetail.router.app import Behind, MakeMiddleware, make_app
 from dovetail.router.bridge import Bridge
 from dovetail.router.limits import Limits
@@ -85,6 +86,9 @@ class RouterServer:
         self._socket = _bound(access.host, port)
         self.port: int = self._socket.getsockname()[1]
         self.host = _reachable(access.host)
+        self._address = self.url.removeprefix("http://")
+        if access.token is not None:
+            known.learn(self._address, access.token)
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
         self._serving_on: asyncio.AbstractEventLoop | None = None
@@ -152,6 +156,7 @@ class RouterServer:
             self._thread.join(_CLOSE_S)
             self._server.force_exit = True
         self._socket.close()
+        known.forget(self._address)
 
     async def aclose(self) -> None:
         """As `close`, on the loop that serves."""
@@ -161,6 +166,7 @@ class RouterServer:
             await asyncio.wait([self._task], timeout=_CLOSE_S)
             self._server.force_exit = True
         self._socket.close()
+        known.forget(self._address)
 
     def _made(self) -> _Server:
         _allow_files(self.limits.connections)

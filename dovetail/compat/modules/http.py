@@ -15,13 +15,14 @@ from weakref import WeakKeyDictionary
 import aiohttp
 
 from dovetail.compat.modules.misc import get_current_node_ip, is_port_available
+from dovetail.router.known import headers_for
 
 log = logging.getLogger(__name__)
 
 _MAX_CONNECTIONS = 1024
 _RETRY_S = 1.0
 _POLL_S = 1.0
-_FINAL = (400, 413, 422, 501)
+_FINAL = (400, 401, 403, 413, 422, 501)
 """The request itself is wrong: it stays wrong however often it is made."""
 _NO_SUCH_PATH = (404, 405)
 """Final where a server says so in JSON; proxies say it in HTML of a service that still starts."""
@@ -133,8 +134,11 @@ def get_host_info() -> tuple[str, str]:
     return socket.gethostname(), get_current_node_ip()
 
 
-async def _request(method: str, url: str, **kwargs: Any) -> Any:
-    async with _session().request(method, url, **kwargs) as answer:
+async def _request(
+    method: str, url: str, headers: Mapping[str, str] | None = None, **kwargs: Any
+) -> Any:
+    headers = {**headers_for(url), **(headers or {})}
+    async with _session().request(method, url, headers=headers, **kwargs) as answer:
         text = await answer.text()
         if answer.status >= 400:
             raise aiohttp.ClientResponseError(

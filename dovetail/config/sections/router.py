@@ -29,7 +29,8 @@ class RouterConfig(Section):
     router_token_env: str | None = Field(
         None,
         description=(
-            "Environment variable with a token that clients must send (Authorization: Bearer)."
+            "Environment variable with a token that clients must send (Authorization: Bearer), "
+            "the run's own functions too."
         ),
     )
     router_policy: Literal[

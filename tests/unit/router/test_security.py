@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from starlette.routing import Route
 
+from dovetail.compat.modules.http import post
 from dovetail.config.sections.router import RouterConfig
+from dovetail.router.known import headers_for
 from dovetail.router.security import OPEN_PATHS, Access
 from dovetail.types import ConfigError
 from tests.unit.router.scripted import Client, Scripted, serving
@@ -64,6 +66,19 @@ def test_with_the_token_everything_is_as_without_one() -> None:
             return [status for status, _ in answers]
 
     assert asyncio.run(work()) == [200]
+
+
+def test_posts_of_the_slime_familys_helper_send_the_token_to_this_server_alone() -> (
+    None
+):
+    async def work() -> tuple[Any, dict[str, str], str]:
+        async with serving(Scripted(), access=Access(token=TOKEN)) as client:
+            url = client.server.url
+            return await post(f"{url}/generate", BODY), headers_for("http://other:1"), url
+
+    answer, elsewhere, url = asyncio.run(work())
+    assert answer["text"] == "ab"
+    assert elsewhere == headers_for(url) == {}
 
 
 def test_the_token_reaches_neither_functions_nor_logs_nor_answers(
