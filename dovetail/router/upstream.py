@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -143,8 +144,8 @@ class Connection(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport, self.alive = transport, True
+        # uvloop's transports are none of asyncio's classes.
+        self._transport, self.alive = cast(asyncio.Transport, transport), True
 
     def data_received(self, data: bytes) -> None:
         if not self.busy or self._complete:

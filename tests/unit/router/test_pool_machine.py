@@ -156,12 +156,16 @@ class PoolMachine(RuleBasedStateMachine):
     def kill(self, data: st.DataObject, answers_too: bool) -> None:
         engine = self.some_engine(data)
         waiting = [asked for asked in engine.asked if not asked.answer.done()]
-        if answers_too and waiting and not self.is_zombie(waiting[0]):
-            # In the same moment.
-            engine.answer(waiting[0], engine.life)
+
+        def kill() -> None:
+            if answers_too and waiting and not self.is_zombie(waiting[0]):
+                # In the same moment.
+                engine.answer(waiting[0], engine.life)
+            self.pool.mark_dead(engine.url, "killed")
+
+        self.do(kill)
         if engine.stubborn:
             self.zombies += [(engine, engine.life, asked) for asked in waiting]
-        self.do(lambda: self.pool.mark_dead(engine.url, "killed"))
         engine.life += 1
         self.turn()
 
