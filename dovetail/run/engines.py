@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from dovetail.checkpoint import hf
 from dovetail.checkpoint.hf_names import named_tensors, num_bytes
 from dovetail.config.run import RunConfig
 from dovetail.config.sections import EngineConfig
+from dovetail.engines.interpreter import interpreter
 from dovetail.engines.launch import ClientSettings, LaunchSettings
 from dovetail.engines.table import ENGINES, EngineRow
 from dovetail.runtime.fleet import EngineSpec, Fleet, PoolSettings
@@ -111,7 +111,7 @@ def _launch(
             model_dir=Path(str(config.model.hf_checkpoint)).resolve(),
             port=port,
             max_context_len=models.context_len,
-            python=settings.engine_python or sys.executable,
+            python=interpreter(row.name, settings.engine_python),
             device=models.plan.device.partition(":")[0],
             dtype=config.model.dtype,
             temperature=config.rollout.rollout_temperature,

@@ -36,7 +36,10 @@ class EngineConfig(Section):
     )
     engine_python: str | None = Field(
         None,
-        description=("Python that has vLLM or SGLang installed, where that is not the run's own."),
+        description=(
+            "Python that has vLLM or SGLang installed; default: $DOVETAIL_VLLM_PYTHON "
+            "($DOVETAIL_SGLANG_PYTHON), else what `make vllm` made, else the run's own."
+        ),
     )
     engine_start_timeout_s: float = Field(
         600.0, gt=0, description="Longest wait for a started engine to answer, in seconds."
