@@ -84,6 +84,36 @@ def load_model(
     return model.to(device).eval()
 
 
+def load_skeleton(
+    path: Path | str, dtype: torch.dtype | str, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """As `load_model`, without the numbers: names, shapes and types of the weights, on no device.
+
+    Raises:
+        ConfigError: `path` is no directory, or has no usable config.
+        CheckpointError: weight files are missing or damaged.
+    """
+    import torch
+    from transformers import AutoConfig, GenerationConfig
+
+    directory = model_directory(path)
+    weight_files(directory, _REF_CURE)
+
+    def make() -> PreTrainedModel:
+        config = AutoConfig.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=trust_remote_code
+        )
+        with torch.device("meta"):
+            made: PreTrainedModel = _auto_class(directory, trust_remote_code).from_config(
+                config, dtype=dtype, trust_remote_code=trust_remote_code
+            )
+        if (directory / "generation_config.json").is_file():
+            made.generation_config = GenerationConfig.from_pretrained(str(directory))
+        return made
+
+    return read_in_silence(make, f"model in {directory}")
+
+
 def _auto_class(directory: Path, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 

@@ -6,6 +6,7 @@ import sys
 
 from dovetail.cli.settings import asks_for_help, read_settings, settings_help
 from dovetail.config.check import check_serving
+from dovetail.config.notes import serving_notes
 from dovetail.config.resolve import Resolved
 from dovetail.run.validate import validate_names
 
@@ -14,7 +15,11 @@ Serve a model over HTTP, without training, until Ctrl-C or SIGTERM: in the forms
 (/generate), OpenAI and vLLM (/v1/completions, /v1/chat/completions).
 
   dovetail serve --hf-checkpoint DIR --router-port 30000
-  dovetail serve --hf-checkpoint DIR --load RUN_DIR        with the weights of a run's checkpoint"""
+  dovetail serve --hf-checkpoint DIR --load RUN_DIR        with the weights of a run's checkpoint
+  dovetail serve --hf-checkpoint DIR --rollout-engine vllm --rollout-num-engines 2
+
+It reads [model], [engine], [router], [session], [runtime], the functions that a server calls,
+--load, --rollout-max-context-len and, for the logs of engines, --run-dir."""
 
 
 def serve(argv: list[str]) -> int:
@@ -25,11 +30,16 @@ def serve(argv: list[str]) -> int:
     resolved = read_settings(argv)
     check_serving(resolved.config)
     validate_names(resolved.config)
-    for note in resolved.notes:
+    for note in [*resolved.notes, *serving_notes(resolved.config)]:
         sys.stderr.write(f"note: {note}\n")
     from dovetail.run.serve import run_serve
 
-    return run_serve(resolved, lambda url: _tell(resolved, url))
+    run_serve(resolved, lambda url: _tell(resolved, url), _say)
+    return 0
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
 
 
 def _tell(resolved: Resolved, url: str) -> None:

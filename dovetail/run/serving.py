@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dovetail.config.run import RunConfig
@@ -13,9 +13,13 @@ from dovetail.rollout import multi_turn, session
 from dovetail.types.ports import Engine, Tokenizer
 
 if TYPE_CHECKING:
+    from starlette.routing import BaseRoute
+
     from dovetail.router.server import RouterServer
     from dovetail.router.session_server import SessionServer, SessionSettings
     from dovetail.run.build import Parts
+    from dovetail.run.models import Models
+    from dovetail.runtime.fleet import Fleet
 
 CALLERS = (
     "rollout_function",
@@ -46,6 +50,19 @@ class Served(Protocol):
     def serve_on(self, loop: asyncio.AbstractEventLoop) -> None: ...
 
     def close(self) -> None: ...
+
+
+class Serving(Protocol):
+    """What is served: a run's parts, or those of `dovetail serve`."""
+
+    config: RunConfig
+    args: ArgsView
+    hooks: dict[str, BoundHook]
+    models: Models
+    fleet: Fleet | None
+
+    @property
+    def engine(self) -> Any: ...
 
 
 def hook_owners(config: RunConfig) -> set[str]:
@@ -88,6 +105,19 @@ def make_router(parts: Parts, bound: list[BoundHook]) -> RouterServer | None:
     """
     if not parts.samples or not needs_router(parts.config, parts.hooks, bound):
         return None
+    return make_server(parts)
+
+
+def make_server(parts: Serving, routes: Sequence[BaseRoute] = ()) -> RouterServer:
+    """The server before the engines of `parts`. Its port is taken, and told to users' functions, at
+    once.
+
+    Args:
+        routes: beside its own.
+
+    Raises:
+        ConfigError: the port can't be had.
+    """
     # Starlette and uvicorn take a while to import: only runs that serve wait for them.
     from dovetail.router.bridge import Bridge
     from dovetail.router.limits import Limits
@@ -100,7 +130,7 @@ def make_router(parts: Parts, bound: list[BoundHook]) -> RouterServer | None:
 
     def engine() -> Engine:
         # The server of a fleet is on the fleet's loop, as its engines are.
-        return parts.engine if fleet is None else fleet.pool  # type: ignore[no-any-return]
+        return parts.engine if fleet is None else fleet.pool
 
     def tokenizer() -> Tokenizer:
         return parts.models.tokenizer
@@ -123,7 +153,7 @@ def make_router(parts: Parts, bound: list[BoundHook]) -> RouterServer | None:
         middleware=[middleware_maker(hook) for hook in every],
         args=parts.args,
         behind=None if fleet is None else Behind(fleet.pool, fleet.connect),
-        routes=sessions.routes(),
+        routes=[*routes, *sessions.routes()],
     )
     learn_address(parts.args, server)
     serve_sessions(sessions, server)
