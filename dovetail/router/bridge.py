@@ -20,6 +20,7 @@ import linecache
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 from dovetail.router.answer import Answer
@@ -110,7 +111,7 @@ class Bridge:
     def can_score(self) -> bool:
         """Whether the engine scores tokens that are there already."""
         engine = self.engine
-        return isinstance(engine, ScoringEngine) and getattr(engine, "can_score", True)
+        return _has_scores(type(engine)) and getattr(engine, "can_score", True)
 
     @property
     def weight_version(self) -> int:
@@ -347,6 +348,12 @@ def failed(error: EngineError) -> RequestError:
     if isinstance(error, EngineGoneError):
         return RequestError(f"the engine is gone: {error}", status=503, retry_after_s=1.0)
     return RequestError(f"the engine failed: {error}", status=500)
+
+
+@cache
+def _has_scores(kind: type) -> bool:
+    """As isinstance with the protocol, which takes its time, and is asked for every request."""
+    return callable(getattr(kind, "score", None))
 
 
 def _tell(loop: asyncio.AbstractEventLoop, sign: asyncio.Event) -> None:

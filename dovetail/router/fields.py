@@ -62,7 +62,7 @@ mean 'max_new_tokens'?
     """
 
     def __init__(self, values: Any, path: str = "") -> None:
-        if not isinstance(values, Mapping):
+        if not isinstance(values, dict | Mapping):
             raise wrong(path.rstrip(".") or "body", values, "a JSON object")
         self._values, self._path = values, path
         self._known: set[str] = set()

@@ -169,8 +169,9 @@ def _asked(
 
 
 async def _respond(request: Request, bridge: Bridge, asked: _Asked) -> Response:
-    key, shape = session_key(request.headers.raw), asked.shape
-    jobs = [replace(job, wanted=replace(job.wanted, session_id=key)) for job in asked.jobs]
+    key, shape, jobs = session_key(request.headers.raw), asked.shape, asked.jobs
+    if key is not None:
+        jobs = [replace(job, wanted=replace(job.wanted, session_id=key)) for job in jobs]
     if asked.stream:
         return events(_chunks(bridge, jobs, shape))
     works = [_answered(bridge, job, shape) for job in jobs]

@@ -86,8 +86,9 @@ def routes(bridge: Bridge) -> list[BaseRoute]:
     @described("Continue prompts, in SGLang's form", _read)
     async def generate(request: Request) -> Response:
         asked = _read(await fields_of(request), bridge)
-        key = session_key(request.headers.raw)
-        jobs = [replace(job, wanted=replace(job.wanted, session_id=key)) for job in asked.jobs]
+        jobs, key = asked.jobs, session_key(request.headers.raw)
+        if key is not None:
+            jobs = [replace(job, wanted=replace(job.wanted, session_id=key)) for job in jobs]
         if asked.stream:
             return events(_chunks(bridge, jobs, asked.shape, asked.many))
         works = [_answered(bridge, job, asked.shape) for job in jobs]
@@ -169,7 +170,8 @@ def _jobs(
     routed_experts = fields.flag("return_routed_experts", False)
     for prompt, params, rid, wish in zip(prompts, several, rids, wishes, strict=True):
         wanted = sglang_wanted(params)
-        wanted = replace(wanted, routed_experts=routed_experts)
+        if routed_experts:
+            wanted = replace(wanted, routed_experts=True)
         for number in range(wanted.choices):
             name = rid if wanted.choices == 1 else f"{rid}_{number}"
             jobs.append(_Job(prompt, wanted.choice(number), name, wish))
