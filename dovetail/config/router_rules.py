@@ -3,6 +3,7 @@ this is."""
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from dovetail.config.leaves import cure
 from dovetail.config.run import RunConfig
 
 
+@functools.cache
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches that address."""
     if host == "localhost":

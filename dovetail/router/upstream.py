@@ -76,7 +76,7 @@ class Connection(asyncio.Protocol):
         self._body: list[bytes] = []
         self._size = 0
         self._status = 0
-        self._events = self._streaming = self._complete = self._held = False
+        self._events = self._streaming = self._complete = self._held = self._lasting = False
         self._until_close = True
         self._error: EngineGoneError | None = None
 
@@ -132,7 +132,7 @@ class Connection(asyncio.Protocol):
         """The whole answer was taken."""
         self.busy = False
         self.used = True
-        if self.alive and self._error is None and self._parser.should_keep_alive():
+        if self.alive and self._error is None and self._lasting:
             self._upstream.keep(self)
         else:
             self.close()
@@ -212,8 +212,10 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """The end of an answer, or of a word in advance."""
-        if self._status:
+        if self._status and not self._complete:
             self._complete = True
+            # The parser knows it at this moment only.
+            self._lasting = self._parser.should_keep_alive()
 
     def _break(self, what: str) -> None:
         if self._error is None:
