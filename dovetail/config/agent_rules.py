@@ -18,7 +18,8 @@ def agent_rules(config: RunConfig) -> Iterator[str]:
     """What can't be of agents."""
     hooks, own = config.hooks, config.session
     generate, agent = hooks.custom_generate_function_path, hooks.custom_agent_function_path
-    if agent is not None and generate is None:
+    # Without a server the hook is refused anyhow, for that.
+    if agent is not None and generate is None and config.router.serve_router != "false":
         yield (
             f"custom_agent_function_path {agent} is not called: the built-in generate function "
             f"runs no agents; add {cure('custom_generate_function_path', _AGENT)}"

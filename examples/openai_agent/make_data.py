@@ -47,6 +47,7 @@ def make_data(directory: Path, seed: int = 0) -> None:
     model = directory / "model"
     make_model(model, seed, len(specials) + len(CHARACTERS), CONTEXT)
     make_tokenizer(model, CHARACTERS, specials, CONTEXT)
+    _take_any_text(model / "tokenizer.json")
     (model / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
 
 
@@ -62,6 +63,13 @@ def _taught(row: dict[str, str], rng: random.Random) -> list[dict[str, str]]:
         return [{"input": start, "label": said}]
     told = f"{start}{CALL}<eos><|tool|>{row['label']}<eos><|assistant|>"
     return [{"input": start, "label": CALL}, {"input": told, "label": said}]
+
+
+def _take_any_text(file: Path) -> None:
+    """Servers try a template out on words that this task has no letters for: they are padding."""
+    tokenizer = json.loads(file.read_text(encoding="utf-8"))
+    tokenizer["model"]["unk_token"] = SPECIALS[0]
+    file.write_text(json.dumps(tokenizer), encoding="utf-8")
 
 
 def _write(path: Path, rows: list[dict]) -> None:

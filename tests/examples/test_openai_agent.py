@@ -27,6 +27,8 @@ def test_an_agent_learns_to_use_its_tool_and_not_what_the_tool_says(
     rewards = [row["rollout/reward"] for row in rows if "rollout/reward" in row]
     assert sum(rewards[-3:]) > sum(rewards[:3])
     assert any("eval/held_out/reward" in row for row in rows)
+    # The trainer finds the recorded ids as probable as the engine did.
+    assert all(row.get("train/rollout_logprob_max_diff", 0) < 1e-4 for row in rows)
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     samples = [one for step in range(1, 13) for one in samples_of(tmp_path, step)]

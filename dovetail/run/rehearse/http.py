@@ -110,8 +110,7 @@ def _middleware_of(stage: Stage) -> list[BoundHook]:
 
 def _may_ask(stage: Stage) -> bool:
     """Whether a module of the user's mentions the router, or imported what asks there for it."""
-    agent = stage.config.hooks.custom_agent_function_path
-    if agent is not None or "dovetail.compat.modules.http" in sys.modules:
+    if "dovetail.compat.modules.http" in sys.modules:
         return True
     modules = [
         module

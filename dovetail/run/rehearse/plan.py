@@ -10,6 +10,7 @@ from dovetail.config.leaves import leaves
 from dovetail.config.resolve import Resolved
 from dovetail.config.run import RunConfig
 from dovetail.hooks import HOOKS
+from dovetail.rollout import session
 from dovetail.run.rehearse.parent import rehearse
 from dovetail.run.rehearse.table import row_of
 from dovetail.run.rehearse.verdict import Item, Outcome, Verdict
@@ -89,6 +90,9 @@ def rehearse_hooks(resolved: Resolved, slots: Collection[str] | None = None) -> 
 def _is_used(item: Item, config: RunConfig) -> bool:
     spec = next(spec for spec in HOOKS if spec.slot == item.slot)
     if row_of(item.slot) is None or registered_here(item):
+        return False
+    if item.slot == "custom_generate_function" and item.path in session.NAMES:
+        # An agent may take minutes, and do what can't be undone.
         return False
     if config.train_only:
         return spec.process == "trainer" or spec.stage == "batch"
