@@ -141,21 +141,29 @@ class Supervisor:
     async def _sweep(self) -> None:
         """Follow the pool."""
         while True:
-            known = {member.engine.url: member for member in self._tasks}
-            for url in self.pool.workers.keys() - known.keys():
-                member = Member(f"engine at {url}", self.pool.workers[url].engine)
+            # By engine, not by address: one may be taken out and another put in its place.
+            present = {id(worker.engine): worker for worker in self.pool.workers.values()}
+            known = {id(member.engine): member for member in self._tasks}
+            for one in present.keys() - known.keys():
+                member = Member(f"engine at {present[one].url}", present[one].engine)
                 self._tasks[member] = asyncio.ensure_future(self._keep(member))
-            for url in known.keys() - self.pool.workers.keys():
-                self._tasks.pop(known[url]).cancel()
-                process = known[url].process
-                if process is not None:
-                    await process.terminate(GRACE_S)
+            for one in known.keys() - present.keys():
+                await self._let_go(known[one])
             await asyncio.sleep(_SWEEP_S)
 
+    async def _let_go(self, member: Member) -> None:
+        task = self._tasks.pop(member)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        if member.process is not None:
+            await member.process.terminate(GRACE_S)
+
     async def _keep(self, member: Member) -> None:
-        await asyncio.sleep(self.settings.first_wait_s)
+        worker = self.pool.worker(member.engine.url)
         while True:
-            reason = await self._until_dead(member)
+            reason = await self._until_dead(member, worker)
+            if self._is_out(worker):
+                return
             log.warning("%s at %s is dead: %s", member.name, member.engine.url, reason)
             self.pool.mark_dead(member.engine.url, reason)
             if not self.settings.repairs:
@@ -166,14 +174,14 @@ class Supervisor:
                     )
                 )
                 return
-            if not await self._bring_back(member):
+            if not await self._bring_back(member, worker):
                 return
 
     # Finding out
 
-    async def _until_dead(self, member: Member) -> str:
-        """Why it is dead."""
-        return await _first(self._until_gone(member), self._until_silent(member))
+    async def _until_dead(self, member: Member, worker: Worker) -> str:
+        """Why it is dead, or was taken out."""
+        return await _first(self._until_gone(member), self._until_silent(member, worker))
 
     async def _until_gone(self, member: Member) -> str:
         """Why the process is of no use; without a process of ours never."""
@@ -190,16 +198,19 @@ class Supervisor:
     def _stop_look_s(self) -> float:
         return min(self.settings.interval_s, 1.0)
 
-    async def _until_silent(self, member: Member) -> str:
+    async def _until_silent(self, member: Member, worker: Worker) -> str:
         """Why the pool counts it as dead, or for how long it has not answered."""
-        worker, failed, own = self.pool.worker(member.engine.url), 0, self.settings
+        own = self.settings
+        failed, wait_s = 0, max(own.first_wait_s, own.interval_s)
         member.poke.clear()
         while failed < own.failure_threshold and not _is_dead(worker):
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(member.poke.wait(), own.interval_s)
+                await asyncio.wait_for(member.poke.wait(), wait_s)
             member.poke.clear()
-            # One that is taking weights may be too busy; if it dies of them, that shows.
-            if _is_dead(worker) or self.pool.update_lock.locked():
+            wait_s = own.interval_s
+            # One that is taking weights may be too busy; if it dies of them, that shows. The client
+            # of one that was taken out is closed.
+            if _is_dead(worker) or self.pool.update_lock.locked() or self._is_out(worker):
                 continue
             if await member.engine.healthy(own.timeout_s):
                 failed = 0
@@ -213,11 +224,13 @@ class Supervisor:
             return worker.reason
         return f"it did not answer {failed} looks of {own.timeout_s:g} s"
 
+    def _is_out(self, worker: Worker) -> bool:
+        return self.pool.workers.get(worker.url) is not worker
+
     # Repair
 
-    async def _bring_back(self, member: Member) -> bool:
-        """Start it anew, again and again, and let it in; False: it was given up."""
-        worker = self.pool.worker(member.engine.url)
+    async def _bring_back(self, member: Member, worker: Worker) -> bool:
+        """Start it anew, again and again, and let it in; False: it was given up, or taken out."""
         if worker.answered > member.answered:
             member.vain_starts = 0
         while True:
@@ -225,6 +238,8 @@ class Supervisor:
             try:
                 await self._start_and_admit(member)
             except _FAULTS as error:
+                if self._is_out(worker):
+                    return False
                 member.vain_starts += 1
                 log.warning("%s can't be brought back: %s", member.name, error)
                 if member.vain_starts >= MOST_STARTS:
