@@ -4,8 +4,9 @@ acts on. Several parts of a run ask servers; this is the only way they do."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -77,9 +78,21 @@ class HttpClient:
         """The JSON of an answer; {} for an empty one."""
         return await self._json("GET", path, None, timeout_s)
 
-    async def post(self, path: str, body: Any = None, *, timeout_s: float | None = None) -> Any:
-        """Send JSON; the JSON of the answer, {} for an empty one."""
-        return await self._json("POST", path, body, timeout_s)
+    async def post(
+        self,
+        path: str,
+        body: Any = None,
+        *,
+        timeout_s: float | None = None,
+        last: bool = False,
+    ) -> Any:
+        """Send JSON; the JSON of the answer, {} for an empty one.
+
+        Args:
+            last: nothing else goes over this connection. For what may make the server fail: it
+                closes the connection behind such an answer, and the next request would break off.
+        """
+        return await self._json("POST", path, body, timeout_s, last=last)
 
     async def tell(
         self, path: str, body: Any = None, *, method: str = "POST", timeout_s: float | None = None
@@ -109,29 +122,33 @@ class HttpClient:
         else:
             session.detach()
 
-    async def _json(self, method: str, path: str, body: Any, timeout_s: float | None) -> Any:
-        raw = await self._answer(method, path, body, timeout_s)
+    async def _json(
+        self, method: str, path: str, body: Any, timeout_s: float | None, *, last: bool = False
+    ) -> Any:
+        raw = await self._answer(method, path, body, timeout_s, last=last)
         return self._parsed(path, raw) if raw.strip() else {}
 
-    async def _answer(self, method: str, path: str, body: Any, timeout_s: float | None) -> bytes:
-        async with self._reply(method, path, body, timeout_s) as reply:
+    async def _answer(
+        self, method: str, path: str, body: Any, timeout_s: float | None, *, last: bool = False
+    ) -> bytes:
+        async with self._reply(method, path, body, timeout_s, last=last) as reply:
             return await _read(reply)
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def _reply(
-        self, method: str, path: str, body: Any, timeout_s: float | None
+        self, method: str, path: str, body: Any, timeout_s: float | None, *, last: bool = False
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         limit = self._timeout_s if timeout_s is None else timeout_s
         try:
-            async with self._request(method, path, body, limit) as reply:
+            async with self._request(method, path, body, limit, last) as reply:
                 if reply.status >= 300:
                     raise self._refusal(path, reply, await _read(reply))
                 yield reply
         except (TimeoutError, aiohttp.ClientError, ValueError, OSError) as error:
             raise self._gone(path, error, limit) from error
 
-    def _request(self, method: str, path: str, body: Any, limit: float) -> Any:
-        data, headers = None, {}
+    def _request(self, method: str, path: str, body: Any, limit: float, last: bool) -> Any:
+        data, headers = None, {"Connection": "close"} if last else {}
         if body is not None:
             data = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
             headers["Content-Type"] = "application/json"
@@ -165,6 +182,9 @@ class HttpClient:
         try:
             return orjson.loads(raw)
         except orjson.JSONDecodeError as error:
+            with contextlib.suppress(ValueError, RecursionError):
+                # Numbers that are none (NaN, Infinity) are for whoever reads them to refuse.
+                return json.loads(raw)
             shown = self._shown(raw.decode(errors="replace"))
             raise EngineGoneError(
                 f"{self._at(path)} answered what is not JSON ({error}): {shown}"

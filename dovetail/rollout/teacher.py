@@ -8,33 +8,38 @@ kept group --> one request per sample --> server with the least to do --> teache
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlsplit
-
-import aiohttp
 
 from dovetail.config.leaves import cure
 from dovetail.config.sections import DistillationConfig
+from dovetail.engines.http import EngineRefusedError, HttpClient
 from dovetail.rollout.teacher_forms import Form, SglangForm, VllmForm, WrongAnswer
-from dovetail.types import ConfigError, Group, RolloutError, Sample
+from dovetail.types import (
+    ConfigError,
+    EngineBusyError,
+    EngineGoneError,
+    Group,
+    RolloutError,
+    Sample,
+)
 
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 _COOLING_S = 5.0
 """How long a server that failed is asked only where no other is left."""
 _TRIES_AT_START = 3
-_SHOWN = 300
 
 
 @dataclass(slots=True)
 class _Server:
     url: str
+    http: HttpClient
+    path: str
     in_flight: int = 0
     asked: int = 0
     cool_at: float = 0.0
@@ -52,14 +57,16 @@ class TeacherClient:
     def __init__(
         self, settings: DistillationConfig, *, vocab_size: int, token: str | None = None
     ) -> None:
-        self._settings, self._token, self._last_id = settings, token, vocab_size - 1
+        self._settings, self._last_id = settings, vocab_size - 1
         self._form: Form = (
             VllmForm(settings.opd_teacher_model)
             if settings.form == "vllm"
             else SglangForm(self._last_id)
         )
-        self._servers = [_Server(_address(url, self._form)) for url in settings.opd_teacher_urls]
-        self._session: aiohttp.ClientSession | None = None
+        self._servers = [
+            _server(_address(url, self._form), token, settings.opd_teacher_timeout_s)
+            for url in settings.opd_teacher_urls
+        ]
         self._turn: asyncio.Semaphore | None = None
         self._requests = self._retries = 0
         self._seconds = 0.0
@@ -142,9 +149,8 @@ class TeacherClient:
     async def close(self) -> None:
         """Close the connections; the next request opens them again, on whatever loop runs then."""
         self._turn = None
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        for server in self._servers:
+            await server.http.close()
 
     async def _teach(self, sample: Sample) -> None:
         if sample.multimodal_inputs:
@@ -168,7 +174,7 @@ class TeacherClient:
                     return await self._ask(server, sample.tokens, count)
                 except _Passing as fault:
                     server.cool_at = time.monotonic() + _COOLING_S
-                    last = f"{server.url}: {fault}"
+                    last = str(fault)
                 except WrongAnswer as error:
                     raise RolloutError(
                         f"sample {sample.index}: the answer of the teacher at {server.url} can't "
@@ -198,50 +204,17 @@ class TeacherClient:
         self._requests += 1
         started = time.perf_counter()
         try:
-            answer = await self._post(server.url, self._form.body(tokens, count))
+            answer = await server.http.post(server.path, self._form.body(tokens, count))
+        except (EngineGoneError, EngineBusyError) as error:
+            raise _Passing(str(error)) from error
+        except EngineRefusedError as error:
+            if error.status >= 500:
+                raise _Passing(str(error)) from error
+            raise RolloutError(str(error)) from error
         finally:
             server.in_flight -= 1
             self._seconds += time.perf_counter() - started
         return self._form.logprobs(answer, tokens, count)
-
-    async def _post(self, url: str, body: dict[str, Any]) -> Any:
-        limit = aiohttp.ClientTimeout(total=self._settings.opd_teacher_timeout_s)
-        session = self._open()
-        try:
-            # A redirect could carry the token away.
-            async with session.post(url, json=body, allow_redirects=False, timeout=limit) as reply:
-                text = await reply.text()
-                if reply.status == 429 or reply.status >= 500:
-                    raise _Passing(f"status {reply.status} {self._shown(text)}")
-                if reply.status != 200:
-                    raise RolloutError(
-                        f"the teacher at {url} answered with status {reply.status}: "
-                        f"{self._shown(text)}"
-                    )
-                return json.loads(text)
-        except TimeoutError as error:
-            raise _Passing(f"no answer within {limit.total:g} s") from error
-        except aiohttp.ClientError as error:
-            raise _Passing(f"{type(error).__name__}: {error}") from error
-        except (ValueError, RecursionError) as error:
-            raise _Passing(f"an answer that is not JSON: {error}") from error
-
-    def _shown(self, text: str) -> str:
-        text = text if self._token is None else text.replace(self._token, "***")
-        return " ".join(text.split())[:_SHOWN]
-
-    def _open(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            headers = {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
-            connector = aiohttp.TCPConnector(limit=self._settings.opd_teacher_concurrency)
-            # No proxies, cookies or credentials out of the environment.
-            self._session = aiohttp.ClientSession(
-                connector=connector,
-                headers=headers,
-                trust_env=False,
-                cookie_jar=aiohttp.DummyCookieJar(),
-            )
-        return self._session
 
 
 class _Passing(Exception):
@@ -282,6 +255,13 @@ class Lessons:
 def _is_open(sample: Sample) -> bool:
     known = sample.teacher_log_probs
     return known is None or len(known) != sample.response_length
+
+
+def _server(url: str, token: str | None, timeout_s: float) -> _Server:
+    parts = urlsplit(url)
+    base = f"{parts.scheme}://{parts.netloc}"
+    path = url.removeprefix(base)
+    return _Server(url, HttpClient(base, token, timeout_s, name=f"the teacher at {base}"), path)
 
 
 def _address(url: str, form: Form) -> str:

@@ -150,6 +150,11 @@ def test_garbage_means_that_the_engine_is_gone(body: bytes) -> None:
         posting(answering(body=body))
 
 
+def test_numbers_that_are_none_are_for_the_caller_to_refuse() -> None:
+    found = posting(answering(body=b'{"a": NaN, "b": -Infinity}'))
+    assert found["a"] != found["a"] and found["b"] == float("-inf")
+
+
 def test_a_server_that_is_not_there_is_gone() -> None:
     async def main() -> None:
         async with served(answering()) as client:

@@ -215,7 +215,7 @@ def test_tries_come_to_an_end_and_the_error_says_what_was_last() -> None:
 
 
 def test_a_server_that_hangs_or_talks_nonsense_is_tried_again() -> None:
-    with pytest.raises(RolloutError, match="that is not JSON"):
+    with pytest.raises(RolloutError, match="what is not JSON"):
         taught([sample(5)], Server(lambda body: "<html>"))
     with pytest.raises(RolloutError, match="ClientConnectorError"):
         asyncio.run(_taught_by("http://127.0.0.1:9"))
@@ -343,7 +343,7 @@ def test_at_the_start_a_teacher_has_to_answer_and_to_know_the_tokens() -> None:
     asyncio.run(checked(server))
     assert server.bodies[0]["input_ids"] == [0, VOCAB - 1]
     asyncio.run(checked(Server(faults=(503, 503))))
-    with pytest.raises(ConfigError, match=r"does not answer: status 503"):
+    with pytest.raises(ConfigError, match=r"does not answer: .*status 503"):
         asyncio.run(checked(Server(faults=(503,) * 3)))
     with pytest.raises(ConfigError, match=r"can't score the policy's tokens, ids 0 to 49.*400"):
         asyncio.run(checked(Server(faults=(400,))))
