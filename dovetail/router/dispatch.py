@@ -199,7 +199,7 @@ class Dispatch:
         """What came of it."""
         call.worker = worker
         call.attempts += 1
-        worker.calls.add(call)
+        worker.calls[call] = None
         try:
             return await attempt(worker)
         except EngineError as error:
@@ -209,7 +209,7 @@ class Dispatch:
             return _CANCELLED
         finally:
             call.worker = None
-            worker.calls.discard(call)
+            del worker.calls[call]
 
     def _judge(
         self, call: Call, worker: Worker, epoch: int, outcome: T | EngineError | object

@@ -10,7 +10,6 @@ before it woke gives it back. Requests that are sent again stand before those th
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Iterable
 
 from dovetail.router.pick import Policy
@@ -33,17 +32,15 @@ class Places:
         self._ready: list[Worker] = []
         self._dialect: str | None = None
         self._all_score = False
-        self._queue: OrderedDict[Call, asyncio.Future[Worker]] = OrderedDict()
+        self._again: dict[Call, asyncio.Future[Worker]] = {}
+        """Those that had a slot before; they come first."""
+        self._queue: dict[Call, asyncio.Future[Worker]] = {}
         self._alarm: asyncio.TimerHandle | None = None
 
     @property
     def waiting(self) -> int:
         """How many requests wait."""
-        return len(self._queue)
-
-    def queued(self) -> list[Call]:
-        """They, first come first."""
-        return list(self._queue)
+        return len(self._again) + len(self._queue)
 
     def all_in(self, workers: set[Worker]) -> bool:
         """Whether no engine but these gives slots."""
@@ -59,7 +56,7 @@ class Places:
 
     def take(self, call: Call) -> Worker | None:
         """A slot at once, for a request that nobody stands before."""
-        if self._queue or self.paused:
+        if self._queue or self._again or self.paused:
             return None
         return self._take(call, asyncio.get_running_loop().time())
 
@@ -78,9 +75,8 @@ class Places:
                 "(--router-queue-size, TOML: router.router_queue_size): come again later"
             )
         future: asyncio.Future[Worker] = asyncio.get_running_loop().create_future()
-        self._queue[call] = future
-        if again:
-            self._queue.move_to_end(call, last=False)
+        queue = self._again if again else self._queue
+        queue[call] = future
         self.serve()
         try:
             return await future
@@ -89,24 +85,30 @@ class Places:
                 self.give_back(future.result())
             raise
         finally:
-            self._queue.pop(call, None)
+            queue.pop(call, None)
 
     def give_back(self, worker: Worker) -> None:
         """The slot is free."""
         worker.in_flight -= 1
         if not worker.in_flight:
             worker.empty.set()
-        if self._queue:
+        if self._queue or self._again:
             self.serve()
 
     def serve(self) -> None:
         """Give free slots to those who wait."""
-        if self.paused or not self._queue:
+        if self.paused or not (self._queue or self._again):
             return
         now = asyncio.get_running_loop().time()
+        if self._serve(self._again, now):
+            self._serve(self._queue, now)
+        self._set_alarm(now)
+
+    def _serve(self, queue: dict[Call, asyncio.Future[Worker]], now: float) -> bool:
+        """Give slots to those in this queue; whether there may be more slots."""
         served = []
         free = sum(self.per_worker - one.in_flight for one in self._ready if _allows(one, now))
-        for call, future in self._queue.items():
+        for call, future in queue.items():
             if free <= 0:
                 break
             if future.done():
@@ -117,10 +119,10 @@ class Places:
                 served.append(call)
                 free -= 1
             elif not self._picky(call):
-                break
+                free = 0
         for call in served:
-            del self._queue[call]
-        self._set_alarm(now)
+            del queue[call]
+        return free > 0
 
     def _take(self, call: Call, now: float) -> Worker | None:
         most = self.per_worker
@@ -150,7 +152,7 @@ class Places:
             self._alarm = None
         times = [max(one.busy_until, one.breaker.next_at) for one in self._ready]
         later = [at for at in times if at > now]
-        if self._queue and later:
+        if later and (self._queue or self._again):
             self._alarm = asyncio.get_running_loop().call_at(min(later), self.serve)
 
 

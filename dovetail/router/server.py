@@ -30,6 +30,9 @@ _START_S = 20.0
 _CLOSE_S = 5.0
 _BACKLOG = 4096
 _OTHER_FILES = 1024
+_DOORS = 16
+"""uvloop takes one new connection per socket and turn of the loop, and a turn is long when much goes
+on: with one socket, hundreds of clients that come at once wait for seconds."""
 
 
 class _Server(uvicorn.Server):
@@ -137,7 +140,7 @@ class RouterServer:
         self._serving_on = asyncio.get_running_loop()
         self.bridge.loop, self.bridge.thread_id = self._serving_on, threading.get_ident()
         self._server = self._made()
-        self._task = asyncio.create_task(self._server.serve(sockets=[self._socket]))
+        self._task = asyncio.create_task(self._server.serve(sockets=_doors(self._socket)))
         while not self._server.started:
             await asyncio.wait([self._task], timeout=0.01)
             if self._task.done():
@@ -193,7 +196,7 @@ class RouterServer:
         assert self._server is not None
         try:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(self._server.serve(sockets=[self._socket]))
+                runner.run(self._server.serve(sockets=_doors(self._socket)))
         except BaseException as error:
             # Whoever waits in `start` tells it; a later failure shows in the requests.
             self._failure = error
@@ -224,6 +227,11 @@ def _bound(host: str, port: int) -> socket.socket:
             "an address of this machine (--router-host, TOML: router.router_host)"
         ) from error
     return made
+
+
+def _doors(listening: socket.socket) -> list[socket.socket]:
+    """The same socket several times."""
+    return [listening, *(listening.dup() for _ in range(_DOORS - 1))]
 
 
 def _reachable(host: str) -> str:

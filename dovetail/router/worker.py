@@ -142,8 +142,8 @@ class Worker:
     """Requests that it broke off, all in all."""
     busy_until: float = 0.0
     """It asked to be left alone until then, by the loop's clock."""
-    calls: set[Call] = field(default_factory=set)
-    """What it is busy with, without what waits for its slot to be used."""
+    calls: dict[Call, None] = field(default_factory=dict)
+    """What it is busy with, first sent first, without what waits for its slot to be used."""
     controls: set[asyncio.Task[None]] = field(default_factory=set)
     """Commands under way."""
     empty: asyncio.Event = field(default_factory=asyncio.Event)
