@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dovetail.checkpoint.hf_weights import read_weights
+from dovetail.transport.receive import check_whole, is_snapshot
 from dovetail.types import EngineError, GenerateRequest, SamplingParams
 
 if TYPE_CHECKING:
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 
 _PROBE_S = 20.0
 _CURE = "The engine keeps the weights that it has"
+
+
+def _read(directory: Path, model: Any) -> dict[str, torch.Tensor]:
+    if is_snapshot(directory):
+        check_whole(directory)
+    return read_weights(directory, model, _CURE)
 
 
 class SteeredEngine:
@@ -64,9 +71,10 @@ class SteeredEngine:
 
         Raises:
             CheckpointError: the directory does not have this model's weights, whole.
+            EngineError: they are not those that the run wrote there.
         """
         async with self._turn:
-            tensors = await asyncio.to_thread(read_weights, directory, self._get_model(), _CURE)
+            tensors = await asyncio.to_thread(_read, directory, self._get_model())
             waiting = self._engine.num_open
             new = self._engine.weight_version + 1 if version is None else version
             await self._engine.receive_weights(new, tensors.items())

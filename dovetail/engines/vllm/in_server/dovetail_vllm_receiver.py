@@ -13,6 +13,7 @@ refused leaves the old weights as they were.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -31,6 +32,8 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 BACKEND = "dovetail_snapshot"
 REFUSED = "snapshot refused"
 """Begins every message of an error that left the old weights in place."""
+_MANIFEST = "dovetail_weights.json"
+_READ_BYTES = 4 << 20
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -116,6 +119,7 @@ class SnapshotEngine(WeightTransferEngine[SnapshotInitInfo, SnapshotUpdateInfo])
 
     def _looked_at(self, directory: Path, num_bytes: int) -> list[Path]:
         files = _files(directory)
+        _check_digests(directory)
         shapes, found_bytes = _headers(files)
         if found_bytes != num_bytes:
             raise SnapshotRefusedError(
@@ -134,6 +138,21 @@ class SnapshotEngine(WeightTransferEngine[SnapshotInitInfo, SnapshotUpdateInfo])
             return _headers(_files(directory))[0]
         except SnapshotRefusedError:
             return None  # Loaded from a hub, or dummy weights: the first snapshot says.
+
+
+def _check_digests(directory: Path) -> None:
+    """What went over a disk is what was written; its writer left digests there."""
+    manifest = directory / _MANIFEST
+    known = json.loads(manifest.read_bytes())["files"] if manifest.is_file() else {}
+    for name, facts in known.items():
+        digest = hashlib.sha256()
+        if facts["sha256"] is None:
+            continue
+        with open(directory / name, "rb", buffering=0) as file:
+            while chunk := file.read(_READ_BYTES):
+                digest.update(chunk)
+        if digest.hexdigest() != facts["sha256"]:
+            raise SnapshotRefusedError(f"{directory / name} is not what was written")
 
 
 class SnapshotExtension:
