@@ -1,5 +1,6 @@
 # make quickstart   train a small model by RL on this machine, in a few minutes
 # make test         every gate: lint, format, layers, types, sizes, tests
+# make vllm         a real vLLM for CPU in .venvs/vllm, which tests and examples run (make test makes it)
 # make lint types   single gates;  make format rewrites files
 # make bench        every benchmark
 # make docs         write the reference pages from their tables
@@ -9,11 +10,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.made-from-pyproject-and-constraints
+VLLM_VENV := .venvs/vllm
+VLLM_STAMP := $(VLLM_VENV)/.made-from-constraints-vllm
 PYTEST_WORKERS ?= 2
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format layers types sizes bench docs clean
+.PHONY: help quickstart test vllm lint format layers types sizes bench docs clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -27,6 +30,14 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
+
+$(VLLM_STAMP): constraints-vllm.txt
+	@echo "making $(VLLM_VENV) from constraints-vllm.txt: about two minutes, once"
+	@test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	@$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints-vllm.txt
+	@touch $@
+
+vllm: $(VLLM_STAMP)
 
 quickstart: $(STAMP)
 	$(BIN)/python examples/arithmetic/quickstart.py
@@ -48,8 +59,9 @@ types: $(STAMP)
 sizes: $(STAMP)
 	$(BIN)/python tests/architecture/sizes.py
 
-test: lint layers types sizes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) $(PYTEST_ARGS)
+## Tests of one xdist_group share a server, so they run in one worker.
+test: lint layers types sizes $(VLLM_STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run_all.py

@@ -100,7 +100,7 @@ class WeightTransfer:
     async def start(self) -> None:
         """Begin an update; one that somebody left open is ended first."""
         try:
-            await self._http.post("/start_weight_update", timeout_s=_CONTROL_S)
+            await self._http.post("/start_weight_update", timeout_s=_CONTROL_S, last=True)
         except EngineRefusedError as error:
             if _ACTIVE not in error.said:
                 raise
@@ -113,12 +113,14 @@ class WeightTransfer:
         """Have the workers take tensors. With `nccl` (not run on a GPU yet) the call returns when
         the trainer has broadcast all of them, so it must do so meanwhile."""
         info = asdict(update_info) if isinstance(update_info, TensorNames) else dict(update_info)
-        await self._http.post("/update_weights", {"update_info": info}, timeout_s=timeout_s)
+        await self._http.post(
+            "/update_weights", {"update_info": info}, timeout_s=timeout_s, last=True
+        )
 
     async def finish(self, version: str) -> None:
         """End the update; tokens from here on are of this version."""
         await self._http.post(
-            "/finish_weight_update", {"weight_version": version}, timeout_s=_LOAD_S
+            "/finish_weight_update", {"weight_version": version}, timeout_s=_LOAD_S, last=True
         )
 
     async def stamp(self, version: str) -> None:
@@ -130,7 +132,7 @@ class WeightTransfer:
     async def _forget(self) -> None:
         """Keys and values, also of requests that are held: they are computed again."""
         done = await self._http.post(
-            "/reset_prefix_cache?reset_running_requests=true", timeout_s=_CONTROL_S
+            "/reset_prefix_cache?reset_running_requests=true", timeout_s=_CONTROL_S, last=True
         )
         if not done.get("success", False):
             raise EngineError(f"{self._http.url} kept keys and values of older weights")
