@@ -295,13 +295,14 @@ def _check_count(request: GenerateRequest, ids: Sequence[int], meta: Mapping[str
 
 
 def _finite(request_id: str, values: Sequence[Any], spans: Sequence[VersionSpan]) -> list[float]:
-    if any(not isinstance(one, int | float) or not math.isfinite(one) for one in values):
+    plain = set(map(type, values)) <= {int, float}
+    if not plain or not all(map(math.isfinite, values)):
         version = f" of version {spans[-1].weight_version}" if spans else ""
         raise EngineError(
             f"request {request_id!r}: the model's figures are not finite; its weights{version} are "
             "damaged"
         )
-    return [float(one) for one in values]
+    return list(map(float, values))
 
 
 def _whole(value: Any) -> int:
