@@ -10,7 +10,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from openai import AsyncOpenAI
 
+from dovetail.compat.modules.session_tracer import OpenAIEndpointTracer
 from dovetail.config.run import RunConfig
 from dovetail.hooks import ArgsView
 from dovetail.rollout import session
@@ -259,6 +261,25 @@ def test_samples_of_one_session_are_one_rollout_with_one_reward(tmp_path: Path) 
     assert first.rollout_id == second.rollout_id == 3
     assert first.response == lines[0] and 0 not in (second.loss_mask or [])
     assert first.metadata["strand"] == {"number": 0, "of": 2}
+
+
+def test_a_generate_function_of_the_users_may_open_a_session_itself(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with agents([f"one{END}"], SILENT, tmp_path) as world:
+            call = call_of(world)
+            tracer = await OpenAIEndpointTracer.create(
+                world.args, sampling_params=call.sampling_params
+            )
+            assert tracer.base_url.startswith(world.url + "/sessions/")
+            client = AsyncOpenAI(base_url=f"{tracer.base_url}/v1", api_key="x")
+            await client.chat.completions.create(model="m", messages=PROMPT, temperature=0.1)
+            assert world.talker.requests[0].sampling.temperature == 1.0
+            reply = await tracer.collect_samples(call.sample, max_seq_len=1000)
+            assert reply.samples == [call.sample] and call.sample.response == f"one{END}"
+            again = await tracer.collect_samples(call.sample)
+            assert again.samples == [] and again.empty_reason == "no_records"
+
+    asyncio.run(work())
 
 
 def test_a_run_without_sessions_or_agent_says_so(tmp_path: Path) -> None:
