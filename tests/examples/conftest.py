@@ -1,5 +1,5 @@
 """The fixtures of every example's test."""
 
-from tests.examples.example_run import run_example, task
+from tests.examples.example_run import engine, run_example, task
 
-__all__ = ["run_example", "task"]
+__all__ = ["engine", "run_example", "task"]

@@ -1,4 +1,6 @@
-"""One example's run file on the arithmetic task's untrained model, for a few steps on a CPU."""
+"""One example's run file on the arithmetic task's untrained model, for a few steps on a CPU: on
+the embedded engine, and by one flag on a real vLLM.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ import pytest
 
 from dovetail.cli.main import main
 from examples.arithmetic.make_task import make_task
+from tests.integration.vllm_server import vllm_python
 from tests.loop.tiny import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -28,8 +31,18 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(params=["embedded", pytest.param("vllm", marks=pytest.mark.timeout(600))])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The engine of the runs."""
+    if request.param == "vllm":
+        monkeypatch.setenv("DOVETAIL_VLLM_PYTHON", vllm_python())
+    return str(request.param)
+
+
 @pytest.fixture
-def run_example(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunExample:
+def run_example(
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> RunExample:
     """`run_example(name, "--num-rollout", 3, ...)` trains, and gives the rows of metrics.jsonl."""
     monkeypatch.chdir(ROOT)
     numbers = itertools.count()
@@ -37,7 +50,7 @@ def run_example(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def run(name: str, *flags: Any) -> list[dict[str, Any]]:
         run_dir = tmp_path / f"run{next(numbers)}"
         own = ["--hf-checkpoint", task / "model", "--run-dir", run_dir]
-        own += ["--prompt-data", task / "train.jsonl", *flags]
+        own += ["--prompt-data", task / "train.jsonl", "--rollout-engine", engine, *flags]
         file = f"examples/{name}/run.toml"
         assert main(["train", file, *QUIET.split(), *map(str, own)]) == 0
         return read_metrics(run_dir)
