@@ -217,9 +217,9 @@ class FaultyEngine:
         writer.write(answer * 2 if fault is Fault.DUPLICATE else answer)
         self.answered += fault is not Fault.BAD_JSON
         if fault is Fault.LATE_DUPLICATE:
-            asyncio.get_running_loop().call_later(0.02, writer.write, answer)
-            # The next request of this connection must not be read before.
-            await asyncio.sleep(0.03)
+            # Before the next request of this connection is read.
+            await asyncio.sleep(0.02)
+            writer.write(answer)
         return True
 
     async def _stream(

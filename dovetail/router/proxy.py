@@ -11,6 +11,7 @@ is told to the client: as a last event of a stream, or by an end that comes too 
 from __future__ import annotations
 
 import asyncio
+import re
 
 import orjson
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -43,6 +44,7 @@ _OF_CONNECTION = frozenset(
 )
 _NOT_SENT = _OF_CONNECTION | {b"host", b"content-length", b"expect"}
 _NOT_RETURNED = _OF_CONNECTION | {b"date", b"server"}
+_RID = re.compile(rb'"rid"\s*:\s*"([\w.:#-]{1,200})"')
 _BUSY = (429, 503)
 _BETWEEN = (502, 504)
 _EVENT_END = b"\n\n"
@@ -122,12 +124,13 @@ class Proxy:
 class _Exchange:
     """One request of a client, with its answer."""
 
-    __slots__ = ("_body", "_events", "_proxy", "_scope", "_send", "_watcher", "call")
+    __slots__ = ("_body", "_events", "_name", "_proxy", "_scope", "_send", "_watcher", "call")
 
     def __init__(self, proxy: Proxy, scope: Scope, body: bytes, send: Send) -> None:
         self._proxy, self._scope, self._body, self._send = proxy, scope, body, send
         self._watcher: asyncio.Task[None] | None = None
         self._events = False
+        self._name = _name(body) if scope["path"] == "/generate" else None
         self.call = Call(_prompt(body), session_key(scope["headers"]))
 
     async def attempt(self, worker: Worker) -> Reply:
@@ -139,8 +142,9 @@ class _Exchange:
         upstream = self._proxy.upstream(worker)
         request = [self._head(worker, upstream.host_header), self._body]
         reply = await upstream.ask(request)
-        if reply.connection is None:
-            _check(worker, reply)
+        if reply.body is not None:
+            _check(worker, reply, reply.body)
+            self._check_name(worker, reply, reply.body)
             return reply
         try:
             self.call.begun, self._events = True, reply.events
@@ -163,7 +167,7 @@ class _Exchange:
             return
         kind, body = aborted(self._scope["path"], self._body)
         headers = [(b"content-type", kind), (b"content-length", b"%d" % len(body))]
-        await self.pass_on(Reply(200, headers, body, None))
+        await self.pass_on(Reply(200, headers, body))
 
     async def failed(self, error: EngineError, receive: Receive) -> None:
         """Tell the client what is wrong."""
@@ -187,6 +191,17 @@ class _Exchange:
             pass
         self.call.aborted = True
         self.call.interrupt(Interrupt.CLIENT)
+
+    def _check_name(self, worker: Worker, reply: Reply, body: bytes) -> None:
+        """SGLang tells the request's name in its answer: one with another name was meant for
+        another request.
+
+        Raises:
+            EngineGoneError: it has another one.
+        """
+        if reply.status == 200 and self._name is not None and self._name not in body:
+            reply.distrust()
+            raise EngineGoneError(f"{worker.url} answered another request than it was asked")
 
     def _head(self, worker: Worker, host: bytes) -> bytes:
         scope = self._scope
@@ -216,8 +231,8 @@ class _Exchange:
         while chunk := await reply.chunk():
             if reply.events:
                 chunk = held + chunk
-                end = chunk.rfind(_EVENT_END) + len(_EVENT_END)
-                end = end if end > 1 or len(chunk) < _MOST_EVENT else len(chunk)
+                at = chunk.rfind(_EVENT_END)
+                end = at + len(_EVENT_END) if at >= 0 else len(chunk) * (len(chunk) > _MOST_EVENT)
                 held, chunk = chunk[end:], chunk[:end]
             if chunk:
                 await self._part(chunk)
@@ -260,7 +275,14 @@ def _prompt(body: bytes) -> bytes:
     return body[:_PROMPT_MOST]
 
 
-def _check(worker: Worker, reply: Reply) -> None:
+def _name(body: bytes) -> bytes | None:
+    """The `rid` of a request, where it is a string without anything special in it."""
+    at = body.find(b'"rid"')
+    found = None if at < 0 else _RID.match(body, at)
+    return None if found is None else found[1]
+
+
+def _check(worker: Worker, reply: Reply, body: bytes) -> None:
     """Refuse what is no engine's answer.
 
     Raises:
@@ -271,12 +293,12 @@ def _check(worker: Worker, reply: Reply) -> None:
         after = dict(reply.headers).get(b"retry-after", b"1")
         seconds = float(after) if after.isdigit() else 1.0
         raise EngineBusyError(f"{worker.url} is busy (status {reply.status})", seconds)
-    if reply.status in _BETWEEN or (reply.status >= 500 and not _like_json(reply.body)):
-        shown = reply.body[:200].decode(errors="replace")
+    if reply.status in _BETWEEN or (reply.status >= 500 and not _like_json(body)):
+        shown = body[:200].decode(errors="replace")
         raise EngineGoneError(f"{worker.url} failed with status {reply.status}: {shown}")
     kind = next((value for name, value in reply.headers if name == b"content-type"), b"")
-    if kind.startswith(b"application/json") and not _like_json(reply.body):
-        shown = reply.body[:200].decode(errors="replace")
+    if kind.startswith(b"application/json") and not _like_json(body):
+        shown = body[:200].decode(errors="replace")
         raise EngineGoneError(f"{worker.url} answered what is no JSON: {shown!r}")
 
 

@@ -34,9 +34,9 @@ class Reply:
 
     status: int
     headers: Headers
-    body: bytes
-    connection: Connection | None
-    """Where the rest of the body comes from; None: there is none."""
+    body: bytes | None
+    """None: it comes in chunks."""
+    connection: Connection | None = None
     events: bool = False
     """The body is server-sent events."""
 
@@ -51,6 +51,11 @@ class Reply:
     def close(self) -> None:
         """Nobody wants the rest of it."""
         if self.connection is not None and self.connection.busy:
+            self.connection.close()
+
+    def distrust(self) -> None:
+        """It is no answer to what was asked: what else comes from there is none either."""
+        if self.connection is not None:
             self.connection.close()
 
 
@@ -96,8 +101,8 @@ class Connection(asyncio.Protocol):
         if self._complete:
             body = b"".join(self._body)
             self._finish()
-            return Reply(self._status, self._headers, body, None)
-        return Reply(self._status, self._headers, b"", self, self._events)
+            return Reply(self._status, self._headers, body, self)
+        return Reply(self._status, self._headers, None, self, self._events)
 
     async def chunk(self) -> bytes:
         """As `Reply.chunk`."""
