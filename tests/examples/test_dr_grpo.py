@@ -43,5 +43,5 @@ def test_a_run_reports_the_sum_by_the_constant(run_example, tmp_path):
             siblings = groups[sample["group_index"]]
             advantage = sample["reward"] - sum(siblings) / len(siblings)
             total -= advantage * sample["response_length"]
-        assert abs(total) > 1
+        assert abs(total) > 0.1
         assert row["train/pg_loss"] == pytest.approx(total / DIVISOR / len(samples), abs=1e-4)
