@@ -6,6 +6,7 @@ ended by signal n (130: Ctrl-C).
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -83,6 +84,8 @@ Start:  dovetail train --hf-checkpoint DIR --prompt-data FILE.jsonl --label-key 
 def entry() -> None:
     """The console script."""
     code = main(sys.argv[1:])
+    # Python looks for garbage once more before it ends: seconds, where torch is loaded.
+    gc.freeze()
     if threading.active_count() > 1:
         from dovetail.run.leaving import leave
 

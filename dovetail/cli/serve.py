@@ -8,6 +8,7 @@ from dovetail.cli.settings import asks_for_help, read_settings, settings_help
 from dovetail.config.check import check_serving
 from dovetail.config.notes import serving_notes
 from dovetail.config.resolve import Resolved
+from dovetail.run.heap import unswept_heap
 from dovetail.run.validate import validate_names
 
 _DOC = """\
@@ -32,7 +33,8 @@ def serve(argv: list[str]) -> int:
     validate_names(resolved.config)
     for note in [*resolved.notes, *serving_notes(resolved.config)]:
         sys.stderr.write(f"note: {note}\n")
-    from dovetail.run.serve import run_serve
+    with unswept_heap():
+        from dovetail.run.serve import run_serve
 
     run_serve(resolved, lambda url: _tell(resolved, url), _say)
     return 0

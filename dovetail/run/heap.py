@@ -20,3 +20,16 @@ def settled_heap() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+@contextlib.contextmanager
+def unswept_heap() -> Iterator[None]:
+    """No garbage collection inside the block, which makes what stays: modules, a model. To look
+    through them again and again is a fifth of the time that they take to import."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

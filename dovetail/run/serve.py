@@ -20,6 +20,7 @@ import uvloop
 from dovetail.config.resolve import Resolved
 from dovetail.observe.log import open_log
 from dovetail.observe.run_dir import RunDir
+from dovetail.run.heap import settled_heap, unswept_heap
 from dovetail.run.leaving import end_tasks
 from dovetail.run.served import ServedParts
 from dovetail.weights.publish import publish
@@ -40,11 +41,12 @@ def run_serve(resolved: Resolved, ready: Say, say: Say) -> None:
             fault.
     """
     with open_log(None):
-        parts = ServedParts(resolved)
-        _ = parts.models.model, parts.step
-        if parts.fleet is None:
-            _ = parts.engine
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with unswept_heap():
+            parts = ServedParts(resolved)
+            _ = parts.models.model, parts.step
+            if parts.fleet is None:
+                _ = parts.engine
+        with settled_heap(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(parts, ready, say))
 
 
