@@ -20,6 +20,7 @@ _LOCAL = ("127.0.0.1", "localhost", "::1")
 OPEN_PATHS = frozenset({"/health", "/v1/health", "/ping", "/liveness", "/readiness"})
 """What GET tells without the token: that somebody is there."""
 _HERE = (b"same-origin", b"none")
+_READ = frozenset({b"host", b"authorization", b"origin", b"sec-fetch-site"})
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ class Guard:
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app, self._access = app, access
         token = access.token
+        self._last_host = b""
+        """The last good one: most clients use the same."""
         self._credentials = None if token is None else f"Bearer {token}".encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -95,7 +98,8 @@ class Guard:
     def _problem(self, scope: Scope) -> RequestError | None:
         headers: dict[bytes, list[bytes]] = {}
         for name, value in scope["headers"]:
-            headers.setdefault(name, []).append(value)
+            if name in _READ:
+                headers.setdefault(name, []).append(value)
         return (
             self._wrong_host(headers.get(b"host", ()))
             or _wrong_origin(headers)
@@ -103,7 +107,10 @@ class Guard:
         )
 
     def _wrong_host(self, hosts: Sequence[bytes]) -> RequestError | None:
+        if len(hosts) == 1 and hosts[0] == self._last_host:
+            return None
         if len(hosts) == 1 and self._access.allows_host(hosts[0].decode("latin-1")):
+            self._last_host = hosts[0]
             return None
         return RequestError(
             f"Host: got {[host.decode('latin-1')[:80] for host in hosts]}, expected a name of this "
@@ -132,6 +139,8 @@ class Guard:
 
 def _wrong_origin(headers: dict[bytes, list[bytes]]) -> RequestError | None:
     """A browser says where a page is from that makes it ask; programs say nothing."""
+    if b"origin" not in headers and b"sec-fetch-site" not in headers:
+        return None
     own = {scheme + host for host in headers[b"host"] for scheme in (b"http://", b"https://")}
     origins = headers.get(b"origin", [])
     elsewhere = any(site not in _HERE for site in headers.get(b"sec-fetch-site", ()))
