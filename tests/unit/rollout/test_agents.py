@@ -10,14 +10,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, AuthenticationError
 
 from dovetail.compat.modules.session_tracer import OpenAIEndpointTracer
 from dovetail.config.run import RunConfig
+from dovetail.config.sections import RouterConfig
 from dovetail.hooks import ArgsView
 from dovetail.rollout import session
 from dovetail.rollout.group import GroupRunner
 from dovetail.router.bridge import Bridge
+from dovetail.router.security import Access
 from dovetail.router.server import RouterServer
 from dovetail.router.session_server import SERVED, SessionServer, SessionSettings
 from dovetail.types import ConfigError, GenerateCall, HookRunError, Sample, SamplingParams
@@ -95,7 +97,12 @@ def agent(base_url, prompt):
 
 @asynccontextmanager
 async def agents(
-    lines: list[str], source: str, path: Path, template: str | None = None, **config: Any
+    lines: list[str],
+    source: str,
+    path: Path,
+    template: str | None = None,
+    access: Access | None = None,
+    **config: Any,
 ) -> AsyncIterator[SimpleNamespace]:
     """A talker behind a real server, and `args` of a run with an agent."""
     file = path / "their_agent.py"
@@ -103,7 +110,7 @@ async def agents(
     talker = Talker(lines) if template is None else Talker(lines, template=template)
     bridge = Bridge(lambda: talker, lambda: talker.tokenizer, model="m")
     sessions = SessionServer(bridge, SessionSettings())
-    server = RouterServer(bridge, routes=sessions.routes())
+    server = RouterServer(bridge, access=access, routes=sessions.routes())
     server.start(asyncio.get_running_loop())
     SERVED[f"{server.host}:{server.port}"] = sessions
     hooks = {"custom_agent_function_path": f"{file}:agent", **config.pop("hooks", {})}
@@ -299,3 +306,21 @@ def test_request_kwargs_are_keywords_of_the_openai_client() -> None:
     given = {"max_new_tokens": 7, "temperature": 0.5, "stop": ["a"], "sampling_seed": 3, "top_k": 4}
     made = session.build_chat_request_kwargs(given)
     assert made == {"max_tokens": 7, "temperature": 0.5, "stop": ["a"], "seed": 3}
+
+
+def test_a_server_with_a_token_lets_the_runs_own_agents_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_TOKEN", "secret")
+    access = Access.of(RouterConfig(router_token_env="MY_TOKEN"))
+
+    async def work() -> None:
+        async with agents([f"one{END}"], ASYNC, tmp_path, access=access) as world:
+            world.args.router_token_env = "MY_TOKEN"
+            (sample,) = await session.generate(call_of(world))
+            assert sample.metadata["said"] == "one"
+            client = AsyncOpenAI(base_url=f"{world.url}/sessions/x/v1", api_key="anything")
+            with pytest.raises(AuthenticationError):
+                await client.models.list()
+
+    asyncio.run(work())
