@@ -137,6 +137,12 @@ class ServerProcess:
         return "\n".join(lines[-_TAIL_LINES:]) or "(it printed nothing)"
 
     @property
+    def end_of_log(self) -> str:
+        """`log_tail` and where it is from, for a message."""
+        tail = "\n  ".join(self.log_tail.splitlines())
+        return f"the end of its log {self.log_file}:\n  {tail}"
+
+    @property
     def ending(self) -> str:
         """How it ended, in words."""
         code = self.exit_code
@@ -164,10 +170,10 @@ class ServerProcess:
                 raise EngineError(
                     f"{self.name} did not answer within {timeout_s:.0f} s of its start "
                     "(--engine-start-timeout-s, TOML: engine.engine_start_timeout_s); "
-                    + self._end_of_log()
+                    + self.end_of_log
                 )
             await asyncio.sleep(_LOOK_SELDOM_S)
-        raise EngineError(f"{self.name} did not start: {self.ending}; {self._end_of_log()}")
+        raise EngineError(f"{self.name} did not start: {self.ending}; {self.end_of_log}")
 
     async def terminate(self, grace_s: float = 0.0) -> None:
         """Ask it to end, and kill what is left of it after `grace_s` seconds."""
@@ -213,10 +219,6 @@ class ServerProcess:
         # Nobody is left of it, or what is left belongs to another user.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._keeper.pid, signal.SIGKILL)
-
-    def _end_of_log(self) -> str:
-        tail = "\n  ".join(self.log_tail.splitlines())
-        return f"the end of its log {self.log_file}:\n  {tail}"
 
 
 def _below(pid: int) -> Iterator[int]:

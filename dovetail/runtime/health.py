@@ -222,7 +222,7 @@ class Supervisor:
             # If its process is gone, that is the better reason, and known in a moment.
             await asyncio.sleep(_EXIT_SHOWS_S)
             return worker.reason
-        return f"it did not answer {failed} looks of {own.timeout_s:g} s"
+        return f"{failed} looks in a row found that it does not react"
 
     def _is_out(self, worker: Worker) -> bool:
         return self.pool.workers.get(worker.url) is not worker
@@ -233,6 +233,9 @@ class Supervisor:
         """Start it anew, again and again, and let it in; False: it was given up, or taken out."""
         if worker.answered > member.answered:
             member.vain_starts = 0
+        if member.vain_starts >= MOST_STARTS:
+            self._give_up(member, _of_no_use(member, worker))
+            return False
         while True:
             await asyncio.sleep(_rest_s(member.vain_starts))
             try:
@@ -272,6 +275,14 @@ class Supervisor:
         said = f"no engine is left; {member.name} did not come back: {error}"
         self.pool.give_up(said)
         self._on_fatal(EngineError(said))
+
+
+def _of_no_use(member: Member, worker: Worker) -> EngineError:
+    end = "" if member.process is None else f"; {member.process.end_of_log}"
+    return EngineError(
+        f"it died {member.vain_starts} times in a row before it had answered anything, the last "
+        f"time because: {worker.reason}{end}"
+    )
 
 
 def _is_dead(worker: Worker) -> bool:

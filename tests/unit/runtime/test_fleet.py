@@ -247,6 +247,22 @@ def first_lines(log: Path) -> int:
     return sum(line.startswith("--- ") for line in log.read_text().splitlines())
 
 
+def test_an_engine_that_every_start_only_brings_to_its_death_again_is_given_up(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "FIRST_REST_S", 0.01)
+
+    async def work() -> None:
+        fleet = place.fleet(place.quick())
+        await fleet.start(place.path)
+        await publish([fleet.engine], 1, weights(1))
+        with pytest.raises(EngineError, match=r"died 5 times in a row(.|\n)*out of memory"):
+            await fleet.engine.generate(request(0, tokens=13))
+
+    run(work())
+    assert len(place.pids()) == 1 + health.MOST_STARTS
+
+
 def test_rests_between_starts_in_vain_double_up_to_a_limit() -> None:
     rests = [health._rest_s(vain) for vain in range(9)]
     assert rests == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0]
