@@ -59,10 +59,10 @@ class Steered(Protocol):
         ...
 
     async def probe(self) -> None:
-        """Make a token, unless others are being made.
+        """Run a forward, unless the engine is busy or paused.
 
         Raises:
-            DovetailError: it did not come.
+            DovetailError: it failed.
         """
         ...
 
@@ -185,7 +185,7 @@ def _looks(steered: Steered) -> list[BaseRoute]:
         try:
             await steered.probe()
         except DovetailError as error:
-            raise RequestError(f"the engine makes no tokens: {error}", status=503) from error
+            raise RequestError(f"the engine does not work: {error}", status=503) from error
         return Response(status_code=200)
 
     return [

@@ -13,7 +13,7 @@ import torch
 
 from dovetail.checkpoint.hf_weights import read_weights
 from dovetail.transport.receive import check_whole, is_snapshot
-from dovetail.types import EngineError, GenerateRequest, SamplingParams
+from dovetail.types import EngineError, ScoreRequest
 
 if TYPE_CHECKING:
     from dovetail.engines.embedded.engine import EmbeddedEngine
@@ -136,19 +136,19 @@ class SteeredEngine:
             )
 
     async def probe(self) -> None:
-        """One token, greedily, unless requests are under way or everything is paused.
+        """A forward of two tokens, unless requests are under way or everything is paused. None is
+        drawn: what is drawn for requests without a seed goes by how many there were.
 
         Raises:
             EngineError: it failed, or took too long.
         """
         if self._engine.num_open or self._paused or self._asleep:
             return
-        sampling = SamplingParams(max_new_tokens=1, temperature=0.0)
-        request = GenerateRequest(f"health#{next(self._probes)}", (0,), sampling)
+        request = ScoreRequest(f"health#{next(self._probes)}", (0, 0))
         try:
-            await asyncio.wait_for(self._engine.generate(request), _PROBE_S)
+            await asyncio.wait_for(self._engine.score(request), _PROBE_S)
         except TimeoutError as error:
-            raise EngineError(f"no token within {_PROBE_S:.0f} s") from error
+            raise EngineError(f"no forward within {_PROBE_S:.0f} s") from error
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from dovetail.router import worker_control
 from dovetail.router.bridge import Bridge
 from dovetail.router.server import RouterServer
 from dovetail.run.steered import SteeredEngine
+from dovetail.types.errors import EngineBusyError
 from tests.loop.tiny import make_model
 
 CONTEXT = 256
@@ -267,6 +268,29 @@ def test_memory_is_given_back_and_taken_again(models: tuple[Path, Path]) -> None
             await one.client.post("/resume_memory_occupation", {})
             assert (await task)["meta_info"]["completion_tokens"] == 240
             assert len(await one.ids()) == 12
+
+    asyncio.run(work())
+
+
+def test_a_look_at_whether_it_works_draws_nothing(models: tuple[Path, Path]) -> None:
+    unseeded = {**GREEDY, "sampling_params": {"max_new_tokens": 12, "ignore_eos": True}}
+
+    async def ids(looks: int) -> list[int]:
+        async with served(models[0]) as one:
+            for _ in range(looks):
+                await one.client.tell("/health_generate", method="GET")
+            return list((await one.client.post("/generate", unseeded))["output_ids"])
+
+    assert asyncio.run(ids(0)) == asyncio.run(ids(3))
+
+
+def test_an_engine_that_does_not_work_says_so(models: tuple[Path, Path]) -> None:
+    async def work() -> None:
+        async with served(models[0]) as one:
+            with torch.no_grad():
+                next(one.model.parameters()).fill_(float("nan"))
+            with pytest.raises(EngineBusyError, match=r"the engine does not work: .*not finite"):
+                await one.client.tell("/health_generate", method="GET")
 
     asyncio.run(work())
 
