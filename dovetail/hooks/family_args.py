@@ -54,7 +54,6 @@ FAMILY_ARGS: dict[str, Any] = {
     "update_weight_mode": "full",
     "update_weight_transport": "nccl",
     "release_train": False,
-    "update_weight_disk_dir": None,
     "update_weight_disk_keep_files": False,
     "update_weight_delta_encoding": "xor",
     "update_weight_delta_checksum": "xxh3-128",
@@ -71,12 +70,7 @@ FAMILY_ARGS: dict[str, Any] = {
     "update_weights_interval": 1,
     "keep_old_actor": False,
     "rollout_data_transport": "object-store",
-    "rollout_external_engine_addrs": None,
     # fault tolerance
-    "use_fault_tolerance": False,
-    "rollout_health_check_interval": 30.0,
-    "rollout_health_check_timeout": 30.0,
-    "rollout_health_check_first_wait": 0,
     # data
     "balance_data": False,
     "balance_by_flops": False,
@@ -145,8 +139,6 @@ FAMILY_ARGS: dict[str, Any] = {
     # misc
     "padded_vocab_size": None,
     # engines
-    "sglang_router_request_timeout_secs": 14400,
-    "sglang_server_concurrency": 512,
     "prefill_num_servers": None,
     "sglang_config": None,
     # mode
@@ -181,8 +173,6 @@ FAMILY_ARGS: dict[str, Any] = {
     "vllm_enable_deterministic_inference": False,
     "vllm_tool_call_parser": None,
     "vllm_reasoning_parser": None,
-    "vllm_server_concurrency": 512,
-    "router_policy": "consistent_hash",
     # only in miles
     "use_miles_router": False,
     "use_session_server": None,

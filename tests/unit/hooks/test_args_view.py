@@ -70,7 +70,7 @@ def test_an_unknown_name_says_the_nearest_and_getattr_defaults_work():
 
 def test_what_only_the_family_has_reads_as_its_default():
     args = view()
-    assert (args.rollout_num_gpus_per_engine, args.use_fault_tolerance) == (1, False)
+    assert (args.rollout_num_gpus_per_engine, args.offload_train) == (1, False)
     assert (args.sglang_server_concurrency, args.rollout_task_type) == (512, "math")
     args.profile_target.append("x")
     assert view().profile_target == ["train_overall"]
