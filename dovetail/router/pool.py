@@ -77,6 +77,8 @@ class Pool:
         self._paused: set[Worker] = set()
         self._aborts = Aborts(self._dispatch, self.workers)
         self._change = asyncio.Event()
+        self.at_close: list[Callable[[], None]] = []
+        """Called when it is closed."""
 
     # Engines that come and go
 
@@ -256,6 +258,8 @@ class Pool:
         """End every request, and close every engine's client."""
         self._dispatch.close()
         self._aborts.close()
+        for close in self.at_close:
+            close()
         engines = [worker.engine for worker in self.workers.values()]
         await asyncio.gather(*(engine.close() for engine in engines), return_exceptions=True)
 

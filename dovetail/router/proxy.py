@@ -70,6 +70,7 @@ class Proxy:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._upstreams: dict[Worker, tuple[int, Upstream]] = {}
+        pool.at_close.append(self.close)
 
     def takes(self, scope: Scope) -> bool:
         """Whether every engine speaks the form of this request."""

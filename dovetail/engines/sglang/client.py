@@ -257,12 +257,17 @@ class SglangEngine:
     async def _ask(self, wire_id: str, request_id: str, body: dict[str, Any]) -> Any:
         self._open[wire_id] = request_id
         try:
-            return await self._http.post("/generate", body)
+            answer = await self._http.post("/generate", body)
         except EngineRefusedError as error:
             raise _refusal(request_id, error) from error
         finally:
             del self._open[wire_id]
             self._ended.set()
+        if wire.answered_id(answer) not in (wire_id, None):
+            # A connection is out of step, and would stay so: every later answer were another's.
+            await self._http.close()
+            raise EngineGoneError(f"request {request_id!r}: {self.url} answered another request")
+        return answer
 
     def _expert_shape(self) -> wire.ExpertShape | None:
         directory = self._settings.model_dir

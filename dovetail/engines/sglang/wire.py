@@ -102,6 +102,13 @@ def _sampling(
     return params
 
 
+def answered_id(answer: Any) -> str | None:
+    """The wire id of the request that this answers; None: it does not say."""
+    meta = answer.get("meta_info") if isinstance(answer, Mapping) else None
+    found = meta.get("id") if isinstance(meta, Mapping) else None
+    return found if isinstance(found, str) else None
+
+
 def generate_result(
     request: GenerateRequest,
     answer: Any,
