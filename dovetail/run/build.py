@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import importlib
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from dovetail.config.eval_sets import eval_sets
 from dovetail.config.leaves import cure
 from dovetail.config.resolve import Resolved
 from dovetail.config.run import RunConfig
-from dovetail.engines.table import ENGINES
 from dovetail.hooks import ArgsView, BoundHook, bind, bind_hooks
 from dovetail.observe.log import open_log
 from dovetail.observe.run_dir import RunDir
@@ -32,6 +30,7 @@ from dovetail.observe.tracker import check_trackers
 from dovetail.rewards.score import Scorer
 from dovetail.rollout.evaluate import EvalSet
 from dovetail.rollout.teacher import TeacherClient
+from dovetail.run.embedded import MAX_RUNNING, make_embedded
 from dovetail.run.engines import make_fleet, weights_of
 from dovetail.run.faults import raise_if_overdue
 from dovetail.run.held_out import load_eval_sets
@@ -51,11 +50,6 @@ from dovetail.runtime.plan import Plan, plan
 from dovetail.trainers.torch.routing import make_replay
 from dovetail.types import ConfigError
 from dovetail.types.ports import DataSource
-
-_MAX_RUNNING = 256
-"""Sequences decoded at once when engine_max_running is 0: more only lengthens the wait for the
-first.
-"""
 
 
 def build(resolved: Resolved) -> Run:
@@ -254,23 +248,15 @@ class Parts:
         if self.fleet is not None:
             return self.fleet.engine
         settings, rollout = self.config.engine, self.config.rollout
-        row = next(row for row in ENGINES if row.name == settings.rollout_engine)
-        assert row.path is not None
-        module, _, name = row.path.partition(":")
         num_wanted = (rollout.over_sampling_batch_size or rollout.rollout_batch_size) * (
             rollout.n_samples_per_prompt
         )
-        max_running = settings.engine_max_running or min(num_wanted, _MAX_RUNNING)
-        return getattr(importlib.import_module(module), name)(
-            self.models.model,
-            self.models.tokenizer,
+        max_running = settings.engine_max_running or min(num_wanted, MAX_RUNNING)
+        return make_embedded(
+            self.models,
+            self.compute,
             max_running=max_running,
             kv_tokens=settings.engine_kv_tokens or self._kv_tokens(max_running),
-            max_context_len=self.models.context_len,
-            fused=settings.engine_fused,
-            cuda_graphs=settings.engine_cuda_graphs,
-            eos_token_ids=hf.eos_token_ids(self.models.model, self.models.tokenizer),
-            worker=self.compute,
         )
 
     def _kv_tokens(self, max_running: int) -> int:

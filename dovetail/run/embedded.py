@@ -1,11 +1,13 @@
-"""The embedded engine of a configuration."""
+"""The engine of a configuration that runs in this process."""
 
 from __future__ import annotations
 
+import importlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from dovetail.checkpoint import hf
+from dovetail.engines.table import ENGINES
 from dovetail.run.models import Models
 
 if TYPE_CHECKING:
@@ -20,10 +22,11 @@ def make_embedded(
     models: Models, compute: ThreadPoolExecutor, *, max_running: int, kv_tokens: int
 ) -> EmbeddedEngine:
     """An engine on the policy's tensors, which decodes on the thread `compute`."""
-    from dovetail.engines.embedded.engine import EmbeddedEngine
-
     settings = models.config.engine
-    return EmbeddedEngine(
+    row = next(row for row in ENGINES if row.name == settings.rollout_engine)
+    assert row.path is not None, "an engine that is always a server is part of a fleet"
+    module, _, name = row.path.partition(":")
+    made: EmbeddedEngine = getattr(importlib.import_module(module), name)(
         models.model,
         models.tokenizer,
         max_running=max_running,
@@ -34,6 +37,7 @@ def make_embedded(
         eos_token_ids=hf.eos_token_ids(models.model, models.tokenizer),
         worker=compute,
     )
+    return made
 
 
 def make_serving(models: Models, compute: ThreadPoolExecutor) -> EmbeddedEngine:
