@@ -21,12 +21,16 @@ import os
 import select
 import signal
 import sys
+import time
 from types import FrameType
 
 _SET_DEATH_SIGNAL, _ADOPT_ORPHANS = 1, 36
 """Options of prctl(2)."""
 _LOOK_EVERY_MS = 100
 """Where there are no file descriptors of processes."""
+_LOOK_OFTEN_S = 0.005
+_GRACE_S = 1.0
+"""For what tidies up after the others."""
 _NOT_STARTED = 127
 
 
@@ -50,7 +54,7 @@ class _Kept:
 
     def __init__(self, run: int) -> None:
         self._run, self._command, self._status = run, 0, 0
-        self._ends_now = False
+        self._ends_now = self._ended = False
         # Whatever happens from here on, the run can't be confused with a later process of its id.
         self._poll = select.poll()
         self._exact = self._watch(run)
@@ -62,6 +66,8 @@ class _Kept:
     def install_handlers(self) -> None:
         signal.signal(signal.SIGTERM, self._hand_on)
         signal.signal(signal.SIGUSR1, self._end_now)
+        # Only to be woken by it.
+        signal.signal(signal.SIGCHLD, lambda signum, frame: None)
         # A terminal's Ctrl-C is for the run, which ends us.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -92,15 +98,19 @@ class _Kept:
         """Kill what is left below; the exit code."""
         if not self._command:
             return 0
+        patient_until = time.monotonic() + _GRACE_S
         while True:
-            for pid in _children():
+            patient = time.monotonic() < patient_until
+            for pid in [one for one in _children() if not (patient and _tidies(one))]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             try:
-                pid, status = os.waitpid(-1, 0)
+                pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 break
-            self._status = status if pid == self._command else self._status
+            self._note(pid, status)
+            if not pid:
+                time.sleep(_LOOK_OFTEN_S)
         code = os.waitstatus_to_exitcode(self._status)
         return code if code >= 0 else 128 - code
 
@@ -113,13 +123,23 @@ class _Kept:
         return True
 
     def _command_ended(self) -> bool:
-        if not self._command:
-            return False
-        seen = os.waitid(os.P_PID, self._command, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        return seen is not None
+        """Look who ended: also adopted processes, which would stay zombies otherwise."""
+        while not self._ended:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if not pid:
+                break
+            self._note(pid, status)
+        return self._ended
+
+    def _note(self, pid: int, status: int) -> None:
+        if pid == self._command:
+            self._status, self._ended = status, True
 
     def _hand_on(self, signum: int, frame: FrameType | None) -> None:
-        if not self._command:
+        if not self._command or self._ended:
             self._ends_now = True
             return
         with contextlib.suppress(ProcessLookupError):
@@ -152,6 +172,16 @@ def _children() -> list[int]:
         # Everything of our group, ourselves too: then there is nobody left to wait.
         os.killpg(0, signal.SIGKILL)
         raise
+
+
+def _tidies(pid: int) -> bool:
+    """Whether it is Python's own process that removes what others leave in shared memory. It ends
+    by itself when they have."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return b"multiprocessing.resource_tracker" in file.read()
+    except OSError:
+        return False
 
 
 def _remove(directories: list[str]) -> None:

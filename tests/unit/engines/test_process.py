@@ -29,6 +29,14 @@ print("child", child.pid, flush=True)
 print("self", os.getpid(), flush=True)
 time.sleep(600)
 """
+SEMAPHORES = """
+import multiprocessing, os, time
+held = [multiprocessing.get_context("spawn").Semaphore() for _ in range(3)]
+for one in held:
+    print("name", one._semlock.name)
+print("self", os.getpid(), flush=True)
+time.sleep(600)
+"""
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 POLITE = (
     "import signal, sys, time\n"
@@ -125,6 +133,39 @@ def test_a_keeper_that_is_killed_takes_its_server_along(
     while server.alive:
         time.sleep(0.01)
     _assert_gone(*pids.values())
+
+
+def test_what_a_killed_server_left_in_shared_memory_is_tidied_up(
+    log: Path, started: list[ServerProcess]
+) -> None:
+    _python(SEMAPHORES, log, started)
+    pids = _wait_for(log, "self")
+    names = [line.split()[1] for line in log.read_text().splitlines() if line.startswith("name ")]
+    left = [Path(f"/dev/shm/sem.{name.removeprefix('/')}") for name in names]
+    assert left and all(path.exists() for path in left)
+    os.kill(pids["self"], signal.SIGKILL)
+    while started[0].alive:
+        time.sleep(0.01)
+    assert not [path for path in left if path.exists()]
+
+
+def test_adopted_processes_that_end_leave_no_zombies(
+    log: Path, started: list[ServerProcess]
+) -> None:
+    code = (
+        "import subprocess, sys, time\n"
+        "for _ in range(3):\n"
+        "    subprocess.run([sys.executable, '-S', '-c',\n"
+        '        \'import subprocess; print("orphan", subprocess.Popen(["sleep", "0.1"]).pid)\'])\n'
+        "print('ready 1', flush=True)\n"
+        "time.sleep(600)"
+    )
+    server = _python(code, log, started)
+    _wait_for(log, "ready")
+    deadline = time.monotonic() + 10
+    while len(server.pids) > 1 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert len(server.pids) == 1
 
 
 def test_a_stopped_server_is_seen_and_can_be_ended(log: Path, started: list[ServerProcess]) -> None:

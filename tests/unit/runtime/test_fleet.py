@@ -311,6 +311,7 @@ def test_an_attached_engine_is_left_alone_and_taken_back_when_it_answers_again(
 def test_engines_come_and_go_twenty_times_and_no_request_is_lost(slow: Place) -> None:
     async def work() -> None:
         urls, rng = [slow.start_alone() for _ in range(3)], random.Random(0)
+        await until(lambda: len(slow.pids()) == 3)
         fleet = slow.fleet(
             EngineSpec("engine 0 (attached)", connect, url=urls[0]),
             connect=lambda url, dialect: connect(url),
