@@ -21,6 +21,7 @@ from dovetail.router.bridge import Bridge
 from dovetail.router.pool import Pool
 from dovetail.router.server import RouterServer
 from dovetail.router.workers import Behind
+from dovetail.run.heap import settled_heap
 
 
 class Letters:
@@ -59,4 +60,5 @@ if __name__ == "__main__":
     parser.add_argument("--dialect", choices=["sglang", "vllm"], default="sglang")
     parser.add_argument("--policy", default="cache_aware")
     given = parser.parse_args()
-    uvloop.run(serve(given.port, given.engine, given.way, given.dialect, given.policy))
+    with settled_heap():
+        uvloop.run(serve(given.port, given.engine, given.way, given.dialect, given.policy))

@@ -34,7 +34,7 @@ NATIVE = {
 }
 """Path -> dialect of the engines that it is passed on to."""
 
-WATCH_AFTER_S = 0.05
+WATCH_AFTER_S = 0.2
 """An answer that takes longer has a task that looks whether its client is still there."""
 _PROMPTS = (b'"input_ids"', b'"token_ids"', b'"messages"', b'"prompt"', b'"text"')
 _PROMPT_WITHIN, _PROMPT_MOST = 2**16, 2**20
