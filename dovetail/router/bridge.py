@@ -24,6 +24,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from dovetail.router.answer import Answer
+from dovetail.router.bounded_tokenizer import BoundedTokenizer
 from dovetail.router.fields import RequestError
 from dovetail.router.wanted import Wanted
 from dovetail.types import (
@@ -84,6 +85,7 @@ class Bridge:
         self._direct: dict[asyncio.Task[Any], bool] = {}
         """Tasks that wait for an engine of this loop -> whether `end` ended them."""
         self._numbers = itertools.count()
+        self._bounded: BoundedTokenizer | None = None
         self._open: dict[str, str] = {}
         """Ids of requests under way -> the name that their client gave."""
 
@@ -94,8 +96,10 @@ class Bridge:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer."""
-        return self._tokenizer()
+        """The tokenizer, for prompts that may fit."""
+        if self._bounded is None:
+            self._bounded = BoundedTokenizer(self._tokenizer(), self.max_context_len)
+        return self._bounded
 
     @property
     def max_context_len(self) -> int | None:
@@ -184,14 +188,6 @@ class Bridge:
         engine = self.engine
         assert isinstance(engine, ScoringEngine), "whoever asks has looked at can_score"
         self._check_ids(tokens)
-        context_len = self.max_context_len
-        if context_len is not None and len(tokens) > context_len:
-            raise RequestError(
-                f"{len(tokens)} tokens do not fit the context of {context_len}",
-                field="prompt",
-                got=f"{len(tokens)} tokens",
-                expected=f"at most {context_len}",
-            )
         name = f"score#{next(self._numbers)}"
         request = ScoreRequest(name, tuple(tokens), start, temperature, top)
         try:
@@ -244,7 +240,14 @@ class Bridge:
             raise RequestError(
                 "the prompt has no tokens", field="prompt", got="[]", expected="one token or more"
             )
-        _, vocab_size = self._limits()
+        context_len, vocab_size = self._limits()
+        if context_len is not None and len(prompt) > context_len:
+            raise RequestError(
+                f"{len(prompt)} tokens do not fit the context of {context_len}",
+                field="prompt",
+                got=f"{len(prompt)} tokens",
+                expected=f"at most {context_len}",
+            )
         if vocab_size is not None and max(prompt) >= vocab_size:
             raise RequestError(
                 f"token id {max(prompt)} is none of this model's, which end at {vocab_size - 1}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import takewhile
 from typing import Any
 
 _SHOWN = 80
@@ -31,10 +32,28 @@ class RequestError(Exception):
 
 def wrong(field: str, got: Any, expected: str) -> RequestError:
     """The error for one field."""
-    shown = repr(got)
-    shown = shown if len(shown) <= _SHOWN else shown[:_SHOWN] + "..."
-    message = f"{field}: got {shown}, expected {expected}"
-    return RequestError(message, field=field, got=shown, expected=expected)
+    text = shown(got)
+    message = f"{field}: got {text}, expected {expected}"
+    return RequestError(message, field=field, got=text, expected=expected)
+
+
+def shown(value: Any) -> str:
+    """A value as Python writes it, of a large one the beginning alone."""
+    text = repr(_beginning(value, [_SHOWN]))
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+
+
+def _beginning(value: Any, left: list[int]) -> Any:
+    """What of a value the first `left[0]` characters are made of, or some more."""
+    left[0] -= 1
+    if isinstance(value, str):
+        return value[: _SHOWN + 1]
+    if isinstance(value, list):
+        return [_beginning(one, left) for one in takewhile(lambda _: left[0] >= 0, value)]
+    if isinstance(value, Mapping):
+        some = takewhile(lambda _: left[0] >= 0, value.items())
+        return {name[: _SHOWN + 1]: _beginning(one, left) for name, one in some}
+    return value
 
 
 @dataclass(frozen=True)
@@ -129,17 +148,19 @@ mean 'max_new_tokens'?
             raise self.wrong(name, value, f"one of {', '.join(words)}")
         return None if value is None else str(value)
 
-    def texts(self, name: str) -> tuple[str, ...]:
+    def texts(self, name: str, most: int | None = None) -> tuple[str, ...]:
         """A string or a list of them, none of them empty."""
         value = self.raw(name, [])
         many = [value] if isinstance(value, str) else value
+        self._check_count(name, many, most)
         if not isinstance(many, list) or not all(isinstance(one, str) and one for one in many):
             raise self.wrong(name, value, "a string or a list of strings, none of them empty")
         return tuple(many)
 
-    def ids(self, name: str, *, required: bool = False) -> tuple[int, ...]:
+    def ids(self, name: str, *, required: bool = False, most: int | None = None) -> tuple[int, ...]:
         """A list of token ids."""
         value = self.raw(name, [])
+        self._check_count(name, value, most)
         if not is_ids(value):
             raise self.wrong(name, value, "a list of token ids (whole numbers from 0)")
         if required and not value:
@@ -191,9 +212,13 @@ mean 'max_new_tokens'?
             raise RequestError(
                 f"{self._path}{name}: no such field{hint}",
                 field=f"{self._path}{name}",
-                got=repr(value)[:_SHOWN],
+                got=shown(value),
                 expected=f"one of {', '.join(sorted(self._known))}",
             )
+
+    def _check_count(self, name: str, many: Any, most: int | None) -> None:
+        if most is not None and isinstance(many, list) and len(many) > most:
+            raise self.wrong(name, f"{len(many)} of them", f"at most {most}")
 
     def wrong(self, name: str, got: Any, expected: str) -> RequestError:
         """The error for a field of this object."""
@@ -202,8 +227,9 @@ mean 'max_new_tokens'?
 
 def is_ids(value: Any) -> bool:
     """Whether it is a list of whole numbers from 0."""
-    return isinstance(value, list) and all(
-        isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in value
+    # Prompts have thousands: a look at each of them in Python takes longer than all the rest.
+    return isinstance(value, list) and (
+        not value or (set(map(type, value)) == {int} and min(value) >= 0)
     )
 
 

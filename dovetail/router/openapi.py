@@ -102,13 +102,14 @@ class Recorder(Fields):
         self._note(name, {"enum": [*words, None]})
         return None
 
-    def texts(self, name: str) -> tuple[str, ...]:
+    def texts(self, name: str, most: int | None = None) -> tuple[str, ...]:
         one = {"type": "string", "minLength": 1}
-        self._note(name, {"anyOf": [one, {"type": "array", "items": one}, {"type": "null"}]})
+        many = {"type": "array", "items": one, **_at_most(most)}
+        self._note(name, {"anyOf": [one, many, {"type": "null"}]})
         return ()
 
-    def ids(self, name: str, *, required: bool = False) -> tuple[int, ...]:
-        schema: dict[str, Any] = {"items": {"type": "integer", "minimum": 0}}
+    def ids(self, name: str, *, required: bool = False, most: int | None = None) -> tuple[int, ...]:
+        schema: dict[str, Any] = {"items": {"type": "integer", "minimum": 0}, **_at_most(most)}
         if not required:
             self._note(name, {"type": ["array", "null"], **schema})
             return ()
@@ -145,6 +146,10 @@ class Recorder(Fields):
     def _note(self, name: str, schema: Any) -> None:
         if not self._properties.get(name):
             self._properties[name] = schema
+
+
+def _at_most(most: int | None) -> dict[str, int]:
+    return {} if most is None else {"maxItems": most}
 
 
 def _bounded(

@@ -15,7 +15,8 @@ from http import HTTPStatus
 from typing import Any
 
 import orjson
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from dovetail.router.fields import RequestError
 from dovetail.router.limits import Limits, too_large
@@ -46,6 +47,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._body_bytes = 0
         self._began = 0.0
         self._timer: asyncio.TimerHandle | None = None
+        self._answering: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Every place may be taken."""
@@ -60,8 +62,18 @@ class BoundedProtocol(HttpToolsProtocol):
             self._look_later(self._limits.head_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Also tells the request that is being answered, where the client sent further ones behind
+        it: uvicorn tells the last."""
         self._stop_timer()
         super().connection_lost(exc)
+        self.pipeline.clear()
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
         """Counts what the parser makes nothing of."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import orjson
@@ -24,6 +25,11 @@ _KINDS = {
     429: "RateLimitError",
 }
 CLIENT_GONE = 499
+_AT_ONCE_BYTES = 500_000
+_MOST = {"values": (b",", 2**23), "lists and objects": (b"[{", 2**20)}
+"""Of a body. Nobody else is served while JSON is read, and each of these takes a while, and up to a
+hundred times the memory of its bytes. In texts they count too."""
+_LARGE = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
 
 
 class Json(Response):
@@ -73,9 +79,28 @@ async def fields_of(request: Request) -> Fields:
     Raises:
         RequestError: it is no JSON object.
     """
+    return await read(request, lambda fields: fields)
+
+
+async def read(request: Request, reader: Callable[[Fields], T]) -> T:
+    """What `reader` makes of a body. Large ones are read one after the other on a thread of their
+    own: some take seconds, in which others are served.
+
+    Raises:
+        RequestError: the body is no JSON object, or the reader refuses it.
+    """
     body = await request.body()
+    if len(body) <= _AT_ONCE_BYTES:
+        return reader(_fields(body))
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_LARGE, lambda: reader(_fields(body)))
+
+
+def _fields(body: bytes) -> Fields:
     if not body.strip():
         return Fields({})
+    if len(body) > _AT_ONCE_BYTES:
+        _check_counts(body)
     try:
         return Fields(orjson.loads(body))
     except orjson.JSONDecodeError as error:
@@ -85,6 +110,19 @@ async def fields_of(request: Request) -> Fields:
             got=repr(body[:40]),
             expected="a JSON object",
         ) from error
+
+
+def _check_counts(body: bytes) -> None:
+    for what, (signs, most) in _MOST.items():
+        count = sum(body.count(sign) for sign in signs)
+        if count > most:
+            raise RequestError(
+                f"the body has {count} {what}, expected at most {most}: send it in parts",
+                status=413,
+                field="body",
+                got=f"{count} {what}",
+                expected=f"at most {most}",
+            )
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -151,7 +151,7 @@ def _asked(fields: Fields, model: str) -> Asked:
         limit=next((one for one in limits if one is not None), None),
         stop=fields.texts("stop"),
         stream=fields.flag("stream", False),
-        usage=bool((fields.raw("stream_options") or {}).get("include_usage")),
+        usage=fields.table("stream_options").flag("include_usage", False),
         token_ids=fields.flag("return_token_ids", False),
     )
 

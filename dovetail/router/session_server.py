@@ -30,9 +30,9 @@ from dovetail.router import session_wire as wire
 from dovetail.router.answer import Answer
 from dovetail.router.bridge import Bridge
 from dovetail.router.continuation import Prompt, Template, chat_prompt, text_prompt
-from dovetail.router.fields import Fields, RequestError, wrong
+from dovetail.router.fields import Fields, RequestError, shown, wrong
 from dovetail.router.message_match import loose_tool_call
-from dovetail.router.respond import Json, fields_of, while_connected
+from dovetail.router.respond import Json, fields_of, read, while_connected
 from dovetail.router.session import Matches, Message, Session, Turn
 from dovetail.router.session_ask import Asked, chat_asked, text_asked, wanted_of
 from dovetail.router.session_samples import Collecting, collect
@@ -143,13 +143,13 @@ class SessionServer:
 
     async def _chat(self, request: Request) -> Response:
         session = self._session(request)
-        asked = chat_asked(await fields_of(request), self.bridge.model)
+        asked = await read(request, lambda fields: chat_asked(fields, self.bridge.model))
         prompt = self._chat_prompt(session, asked)
         return await self._respond(request, session, asked, prompt)
 
     async def _complete(self, request: Request) -> Response:
         session = self._session(request)
-        asked = text_asked(await fields_of(request), self.bridge.model)
+        asked = await read(request, lambda fields: text_asked(fields, self.bridge.model))
         prompt = text_prompt(session, asked.prompt, self.bridge.tokenizer)
         return await self._respond(request, session, asked, prompt)
 
@@ -240,12 +240,14 @@ class SessionServer:
                 settings.matches,
                 rewritten=settings.keep_rewritten,
             )
+        except RequestError:
+            raise
         except Exception as error:
             # A template is the model's own program: whatever it objects to is about the messages.
             raise RequestError(
                 f"messages: the chat template of {self.bridge.model} does not take them: {error}",
                 field="messages",
-                got=repr(asked.messages)[:80],
+                got=shown(asked.messages),
                 expected="messages that the model's chat template takes",
             ) from error
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from dovetail.router.fields import Fields
+from dovetail.router.fields import Fields, RequestError
 from dovetail.types import SamplingParams
 
 MOST_CHOICES = 256
+MOST_ANSWERS = 4096
+"""Of one request: prompts times choices."""
+_MOST_STOPS = 256
 _SEED_END = 2**63 - 1
+_EVERY_TOKEN = 2**31 - 1
+"""No vocabulary has more, and engines count in machine words."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,8 @@ def sglang_wanted(fields: Fields) -> Wanted:
         top_p=_top_p(fields),
         top_k=_top_k(fields, zero_is_all=False),
         min_p=fields.number("min_p", 0.0, 0.0, 1.0),
-        stop=fields.texts("stop"),
-        stop_token_ids=fields.ids("stop_token_ids"),
+        stop=fields.texts("stop", _MOST_STOPS),
+        stop_token_ids=fields.ids("stop_token_ids", most=_MOST_STOPS),
         ignore_eos=fields.flag("ignore_eos", False),
         skip_special_tokens=fields.flag("skip_special_tokens", True),
         seed=fields.integer("sampling_seed", None, 0, _SEED_END),
@@ -102,8 +107,8 @@ def openai_wanted(fields: Fields, *, limit_names: tuple[str, ...], limit: int | 
         top_p=_top_p(fields),
         top_k=_top_k(fields, zero_is_all=True),
         min_p=fields.number("min_p", 0.0, 0.0, 1.0),
-        stop=fields.texts("stop"),
-        stop_token_ids=fields.ids("stop_token_ids"),
+        stop=fields.texts("stop", _MOST_STOPS),
+        stop_token_ids=fields.ids("stop_token_ids", most=_MOST_STOPS),
         ignore_eos=fields.flag("ignore_eos", False),
         skip_special_tokens=fields.flag("skip_special_tokens", True),
         seed=fields.integer("seed", None, 0, _SEED_END),
@@ -131,6 +136,22 @@ def openai_wanted(fields: Fields, *, limit_names: tuple[str, ...], limit: int | 
     return wanted
 
 
+def check_answers(field: str, prompts: int, choices: int) -> None:
+    """Refuse a request for more than there may be.
+
+    Raises:
+        RequestError: it wants too many.
+    """
+    if prompts * choices > MOST_ANSWERS:
+        raise RequestError(
+            f"{field}: got {prompts} prompts with {choices} answers each, expected at most "
+            f"{MOST_ANSWERS} answers in one request",
+            field=field,
+            got=f"{prompts} prompts",
+            expected=f"at most {MOST_ANSWERS} answers",
+        )
+
+
 def _top_p(fields: Fields) -> float:
     value = fields.number("top_p", 1.0, 0.0, 1.0)
     if value == 0.0:
@@ -143,4 +164,4 @@ def _top_k(fields: Fields, *, zero_is_all: bool) -> int:
     assert value is not None
     if value == 0 and not zero_is_all:
         raise fields.wrong("top_k", value, "a whole number >= 1, or -1 for all")
-    return value or -1
+    return min(value, _EVERY_TOKEN) or -1

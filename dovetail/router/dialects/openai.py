@@ -28,12 +28,12 @@ from dovetail.router.dialects.openai_scores import (
     scored,
 )
 from dovetail.router.dialects.openai_shape import Job, Scored, Shape
-from dovetail.router.fields import Fields, RequestError, is_ids, wrong
+from dovetail.router.fields import Fields, RequestError, is_ids, shown, wrong
 from dovetail.router.fields import Shape as FieldShape
 from dovetail.router.messages import for_template
 from dovetail.router.pick import session_key
-from dovetail.router.respond import Json, events, fields_of, merged, together, while_connected
-from dovetail.router.wanted import Wanted, openai_wanted
+from dovetail.router.respond import Json, events, merged, read, together, while_connected
+from dovetail.router.wanted import Wanted, check_answers, openai_wanted
 
 _DEFAULT_TOKENS = 16
 _MESSAGE = "a list of messages {'role': ..., 'content': ...}"
@@ -83,12 +83,12 @@ def routes(bridge: Bridge) -> list[BaseRoute]:
 
     @described("Continue prompts, in OpenAI's form", read_completion)
     async def completions(request: Request) -> Response:
-        asked = read_completion(await fields_of(request), bridge)
+        asked = await read(request, lambda fields: read_completion(fields, bridge))
         return await _respond(request, bridge, asked)
 
     @described("Answer a conversation, in OpenAI's form", read_chat)
     async def chat_completions(request: Request) -> Response:
-        asked = read_chat(await fields_of(request), bridge)
+        asked = await read(request, lambda fields: read_chat(fields, bridge))
         return await _respond(request, bridge, asked)
 
     return [
@@ -157,6 +157,7 @@ def _asked(
         ids_as_text=fields.flag("return_tokens_as_token_ids", False),
         prompt_top=prompt_logprobs_wanted(fields, bridge),
     )
+    check_answers("n", len(prompts), wanted.choices)
     if stream:
         no_alternatives(fields, shape.top, shape.prompt_top)
     _ignore_rest(fields)
@@ -219,6 +220,7 @@ def _ignore_rest(fields: Fields) -> None:
 def _prompts(fields: Fields, bridge: Bridge) -> list[tuple[int, ...]]:
     given = fields.raw("prompt", shape=_PROMPT)
     several = given if isinstance(given, list) and not is_ids(given) else [given]
+    check_answers("prompt", len(several), 1)
     prompts: list[tuple[int, ...]] = []
     for one in several:
         if isinstance(one, str) and one:
@@ -263,12 +265,14 @@ def chat_prompt(fields: Fields, bridge: Bridge, *, required: bool = True) -> tup
     conversation = [_message(number, one) for number, one in enumerate(messages)]
     try:
         return tuple(bridge.tokenizer.apply_chat_template(conversation, **{**extra, **settings}))
+    except RequestError:
+        raise
     except Exception as error:
         # A template is the model's own program: whatever it objects to is about these messages.
         raise RequestError(
             f"messages: the chat template of {bridge.model} does not take them: {error}",
             field="messages",
-            got=repr(messages)[:80],
+            got=shown(messages),
             expected="messages that the model's chat template takes",
         ) from error
 

@@ -29,12 +29,12 @@ from dovetail.router.pick import session_key
 from dovetail.router.respond import (
     Json,
     events,
-    fields_of,
     merged,
+    read,
     together,
     while_connected,
 )
-from dovetail.router.wanted import Wanted, sglang_wanted
+from dovetail.router.wanted import Wanted, check_answers, sglang_wanted
 from dovetail.types import FinishReason, ScoreResult
 
 _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
@@ -85,7 +85,7 @@ def routes(bridge: Bridge) -> list[BaseRoute]:
 
     @described("Continue prompts, in SGLang's form", _read)
     async def generate(request: Request) -> Response:
-        asked = _read(await fields_of(request), bridge)
+        asked = await read(request, lambda fields: _read(fields, bridge))
         jobs, key = asked.jobs, session_key(request.headers.raw)
         if key is not None:
             jobs = [replace(job, wanted=replace(job.wanted, session_id=key)) for job in jobs]
@@ -138,12 +138,14 @@ def _prompts(fields: Fields, bridge: Bridge) -> tuple[list[tuple[int, ...]], boo
         )
     if text is not None:
         texts = [text] if isinstance(text, str) else text
+        check_answers("text", len(texts) if isinstance(texts, list) else 1, 1)
         if not isinstance(texts, list) or not all(isinstance(one, str) for one in texts):
             raise wrong("text", text, "a string or a list of strings")
         prompts = [tuple(bridge.tokenizer.encode(one)) for one in texts]
     else:
         nested = isinstance(ids, list) and bool(ids) and isinstance(ids[0], list)
         several = ids if nested else [ids]
+        check_answers("input_ids", len(several), 1)
         if not all(is_ids(one) for one in several):
             raise wrong("input_ids", ids, "a list of token ids, or a list of such lists")
         prompts = [tuple(one) for one in several]
@@ -166,10 +168,11 @@ def _jobs(
         raise wrong("rid", rids, "a string, or a list of one per prompt")
     if len(rids) != len(prompts):
         raise wrong("rid", rids, f"one for each of the {len(prompts)} prompts")
-    jobs = []
+    jobs: list[_Job] = []
     routed_experts = fields.flag("return_routed_experts", False)
     for prompt, params, rid, wish in zip(prompts, several, rids, wishes, strict=True):
         wanted = sglang_wanted(params)
+        check_answers("sampling_params.n", len(prompts), wanted.choices)
         if routed_experts:
             wanted = replace(wanted, routed_experts=True)
         for number in range(wanted.choices):

@@ -12,7 +12,7 @@ from dovetail.router.bridge import Bridge
 from dovetail.router.describe import described
 from dovetail.router.dialects.openai import chat_prompt
 from dovetail.router.fields import Fields, RequestError, Shape, is_ids, wrong
-from dovetail.router.respond import Json, fields_of
+from dovetail.router.respond import Json, read
 
 _PROMPT = Shape({"type": ["string", "array", "null"], "items": {"type": "string"}})
 _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}}
@@ -24,11 +24,11 @@ def routes(bridge: Bridge) -> list[BaseRoute]:
 
     @described("Tokens of a text, or of a conversation", _read_any)
     async def tokenize(request: Request) -> Response:
-        return Json(_tokenized(await fields_of(request), bridge))
+        return Json(await read(request, lambda fields: _tokenized(fields, bridge)))
 
     @described("The text of tokens", _detokenized)
     async def detokenize(request: Request) -> Response:
-        return Json(_detokenized(await fields_of(request), bridge))
+        return Json(await read(request, lambda fields: _detokenized(fields, bridge)))
 
     return [
         *(Route(path, tokenize, methods=["POST"]) for path in ("/tokenize", "/v1/tokenize")),

@@ -25,7 +25,7 @@ from dovetail.router.dialects.openai_scores import (
 from dovetail.router.dialects.openai_shape import Job, Scored, Shape
 from dovetail.router.fields import Fields
 from dovetail.router.pick import session_key
-from dovetail.router.respond import Json, fields_of, together, while_connected
+from dovetail.router.respond import Json, read, together, while_connected
 from dovetail.router.wanted import openai_wanted
 
 _DEFAULT_TOKENS = 16
@@ -44,7 +44,7 @@ def routes(bridge: Bridge) -> list[BaseRoute]:
 
     @described("Continue token ids, in vLLM's form", _read)
     async def generate(request: Request) -> Response:
-        asked = _read(await fields_of(request), bridge)
+        asked = await read(request, lambda fields: _read(fields, bridge))
         key = session_key(request.headers.raw)
         works = [
             _answered(bridge, replace(job, wanted=replace(job.wanted, session_id=key)), asked.shape)
