@@ -145,8 +145,8 @@ class Pool:
         self._changed()
 
     async def admit(self, url: str) -> None:
-        """Bring a started engine in: give it the last snapshot, ask which weights it has, and mark
-        it ready; all while no other weights are on their way.
+        """Bring a started engine in: give it the last snapshot, ask which weights it has, end what
+        is left of a pause, and mark it ready; all while no other weights are on their way.
 
         Raises:
             EngineError: it did not take the weights, or says that it has others, or it is not (or
@@ -164,6 +164,8 @@ class Pool:
                         f"{url} got weights of version {snapshot.version} and says that it has "
                         f"{version}"
                     )
+            # It may have died while everything was paused, and only `ready` engines are resumed.
+            await worker.engine.resume()
             if worker.epoch != epoch or self.workers.get(url) is not worker:
                 raise EngineError(f"{url} died while it was given its weights: {worker.reason}")
             worker.weight_version = None if snapshot is None else snapshot.version

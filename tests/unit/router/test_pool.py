@@ -572,10 +572,25 @@ def test_an_engine_that_comes_back_gets_the_last_weights_before_a_request() -> N
         await pool.admit(a.url)
         await loading
         await settled()
-        assert a.said == ["load 8"]
+        assert a.said == ["load 8", "resume"]
         a.asked[0].finish(version=8)
         await task
         assert pool.worker(a.url).weight_version == 8
+
+    run(main())
+
+
+def test_an_engine_that_died_while_everything_was_paused_does_not_stay_so() -> None:
+    async def main() -> None:
+        pool = Pool(repaired=True)
+        a, b = engines(pool, 2)
+        await pool.pause()
+        a.failing = EngineError("disk full")
+        await pool.load(snapshot(2))
+        await pool.resume()
+        a.failing = None
+        await pool.admit(a.url)
+        assert a.said == ["pause", "load 2", "resume"] and b.said == ["pause", "load 2", "resume"]
 
     run(main())
 
