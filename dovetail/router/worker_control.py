@@ -29,8 +29,12 @@ class Steered(Protocol):
     @property
     def weight_version(self) -> int: ...
 
-    async def pause(self, *, abort: bool) -> None:
-        """Make no token until `resume`; `abort`: requests under way end with what they have."""
+    async def abort(self) -> None:
+        """End requests under way with what they have."""
+        ...
+
+    async def pause(self) -> None:
+        """Make no token until `resume`."""
         ...
 
     async def resume(self) -> None: ...
@@ -90,16 +94,13 @@ def _weights(steered: Steered) -> list[BaseRoute]:
         fields.finish()
         try:
             if abort:
-                await steered.pause(abort=True)
+                await steered.abort()
             waiting = await steered.load_weights(path, version)
         except DovetailError as error:
             said = {"success": False, "message": str(error), "num_paused_requests": 0}
             return Json(said, status_code=400)
-        finally:
-            if abort and not keep_pause:
-                await steered.resume()
         if keep_pause:
-            await steered.pause(abort=False)
+            await steered.pause()
         now = steered.weight_version
         message = f"Succeeded to update model weights. Weight version updated to {now}."
         return Json({"success": True, "message": message, "num_paused_requests": waiting})
@@ -113,8 +114,7 @@ def _weights(steered: Steered) -> list[BaseRoute]:
         if version is None:
             raise fields.wrong("new_version", None, "a whole number, as text")
         if abort:
-            await steered.pause(abort=True)
-            await steered.resume()
+            await steered.abort()
         await steered.set_weight_version(version)
         message = f"Weight version updated to {version}"
         return Json({"success": True, "message": message, "new_version": str(version)})
@@ -133,7 +133,9 @@ def _pauses(steered: Steered) -> list[BaseRoute]:
             raise fields.wrong("mode", mode, f"one of {', '.join(PAUSES)}")
         fields.ignore("rid", "http_worker_ipc")
         fields.finish()
-        await steered.pause(abort=mode == "abort")
+        await steered.pause()
+        if mode == "abort":
+            await steered.abort()
         return Json({"message": "Generation paused successfully.", "status": "ok"})
 
     async def go_on(request: Request) -> Response:

@@ -53,12 +53,14 @@ class SteeredEngine:
         """The engine's."""
         return self._engine.weight_version
 
-    async def pause(self, *, abort: bool) -> None:
-        """Hold every request; `abort`: end those under way first."""
+    async def abort(self) -> None:
+        """End every request, also in a pause."""
+        await self._engine.abort()
+
+    async def pause(self) -> None:
+        """Hold every request."""
         self._paused = True
         await self._engine.pause()
-        if abort:
-            await self._engine.abort()
 
     async def resume(self) -> None:
         """Go on; without memory, as soon as that is back."""

@@ -253,6 +253,33 @@ def test_abort_with_an_update_ends_requests_and_goes_on(models: tuple[Path, Path
     asyncio.run(work())
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/update_weight_version", {"new_version": "4"}),
+        ("/update_weights_from_disk", {"abort_all_requests": True, "model_path": "old"}),
+    ],
+)
+def test_what_aborts_in_a_pause_does_not_end_the_pause(
+    models: tuple[Path, Path], path: str, body: dict[str, Any]
+) -> None:
+    async def work() -> None:
+        async with served(models[0]) as one:
+            await one.client.post("/pause_generation", {"mode": "in_place"})
+            before = asyncio.ensure_future(one.client.post("/generate", LONG))
+            while not one.engine.num_open:
+                await asyncio.sleep(0)
+            where = {"model_path": str(models[0])} if "model_path" in body else {}
+            await one.client.post(path, {**body, **where})
+            assert (await before)["meta_info"]["finish_reason"]["type"] == "abort"
+            held = asyncio.ensure_future(one.ids())
+            assert not (await asyncio.wait([held], timeout=1.0))[0]
+            await one.client.post("/continue_generation", {})
+            assert len(await held) == 12
+
+    asyncio.run(work())
+
+
 def test_memory_is_given_back_and_taken_again(models: tuple[Path, Path]) -> None:
     async def work() -> None:
         async with served(models[0]) as one:
