@@ -35,7 +35,9 @@ def as_said(message: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: it has a part that is no text.
     """
     content = message.get("content")
-    for part in content if isinstance(content, list) else ():
+    for part in content if isinstance(content, list) else (content,):
+        if not isinstance(part, Mapping | str | None):
+            raise ValueError(f"got {type(part).__name__}, expected text or a list of its parts")
         kind = part.get("type") if isinstance(part, Mapping) else "text"
         if kind not in _TEXTS:
             raise ValueError(f"{kind} parts are not taken: the policy reads text")

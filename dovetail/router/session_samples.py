@@ -99,13 +99,6 @@ def _sample_of(path: list[Turn], base: Sample, tokenizer: Tokenizer, *, whole: b
         strand.sampled(
             list(turn.output_ids), list(turn.logprobs), turn.weight_versions, turn.finish_reason
         )
-        counts = {
-            "prompt_tokens": turn.prompt_tokens,
-            "cached_tokens": turn.cached_tokens,
-            "completion_tokens": len(turn.output_ids),
-        }
-        sample.spec_info.add(counts)
-        sample.prefix_cache_info.add(counts)
     strand.fill(sample)
     if not whole:
         sample.status = Sample.Status.TRUNCATED
@@ -116,12 +109,13 @@ def _sample_of(path: list[Turn], base: Sample, tokenizer: Tokenizer, *, whole: b
 
 
 def _train_once(sample: Sample, path: list[Turn], owned: set[int], tokenizer: Tokenizer) -> None:
-    """Leave out of the loss what other samples train on; what comes before the first turn of its
-    own is this sample's prompt."""
+    """Leave out of the loss what other samples train on, and out of the counts; what comes before
+    the first turn of its own is this sample's prompt."""
     start = path[0].start
     assert sample.loss_mask is not None and sample.rollout_log_probs is not None
     for turn in path:
         if turn.number not in owned:
+            _count(sample, turn)
             continue
         span = slice(turn.start - start, turn.end - start)
         sample.loss_mask[span] = [0] * len(turn.output_ids)
@@ -136,6 +130,16 @@ def _train_once(sample: Sample, path: list[Turn], owned: set[int], tokenizer: To
         own = path[path.index(first) :]
         sample.weight_versions = [version for turn in own for version in turn.weight_versions]
         sample.response = _text(sample, tokenizer)
+
+
+def _count(sample: Sample, turn: Turn) -> None:
+    counts = {
+        "prompt_tokens": turn.prompt_tokens,
+        "cached_tokens": turn.cached_tokens,
+        "completion_tokens": len(turn.output_ids),
+    }
+    sample.spec_info.add(counts)
+    sample.prefix_cache_info.add(counts)
 
 
 def _text(sample: Sample, tokenizer: Tokenizer) -> str:

@@ -110,6 +110,9 @@ def test_a_history_that_deviates_is_another_sample_and_what_both_share_is_traine
         one, other = await _samples(world, session_id)
         assert _said(world, one, 1) == [f"one{END}", f"two{END}"]
         assert _said(world, other, 1) == [f"three{END}"] and 0 not in other["loss_mask"]
+        # What both share is counted once, too.
+        told = [sample["prefix_cache_info"]["cached_tokens"] for sample in (one, other)]
+        assert told == [2, 1]
         # A changed past shares nothing.
         changed = [{"role": "user", "content": "hey"}, first, {"role": "user", "content": "a"}]
         await world.chat(session_id, changed)
@@ -295,6 +298,9 @@ def test_the_runs_sampling_counts_and_the_client_can_only_ask_for_less() -> None
         ({"messages": [{"role": "user", "content": "ab" * 5000}]}, "maximum context length"),
         ({"messages": HELLO, "chat_template_kwargs": 3}, "chat_template_kwargs"),
         ({"messages": [{"role": "assistant", "tool_calls": ["add"]}]}, "tool_calls"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [5]}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": {"type": "image_url"}}]}, "reads text"),
     ],
 )
 def test_malformed_requests_are_told_what_is_wrong_and_not_recorded(
