@@ -176,10 +176,11 @@ async def _run(call: GenerateCall, agent: BoundHook, session: Session) -> _Outco
 
 async def _ended(running: asyncio.Future[Any]) -> None:
     """Cancelled if it still runs; a plain function in its thread goes on to its next request."""
-    if running.done():
-        return
-    running.cancel()
-    await asyncio.wait({running}, timeout=_FAREWELL_S)
+    # What it raises because it is cut off, nobody asks about.
+    running.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+    if not running.done():
+        running.cancel()
+        await asyncio.wait({running}, timeout=_FAREWELL_S)
 
 
 def _checked(given: Any, agent: BoundHook) -> Mapping[str, Any]:

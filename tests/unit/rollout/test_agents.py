@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -218,6 +219,20 @@ def test_a_step_that_is_over_ends_its_agents_and_tells_their_module_once(tmp_pat
             assert world.args.aborts == 1
 
     asyncio.run(work())
+
+
+def test_an_agent_that_fails_because_its_step_is_over_is_no_matter_for_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work() -> None:
+        async with agents([f"one{END}"], ASYNC, tmp_path) as world:
+            world.talker.aborts = True
+            (sample,) = await session.generate(call_of(world))
+            assert sample.status is Sample.Status.ABORTED
+        gc.collect()
+
+    asyncio.run(work())
+    assert [one.message for one in caplog.records if one.levelname == "ERROR"] == []
 
 
 def test_an_aborted_engine_and_a_cancelled_call_end_the_session(tmp_path: Path) -> None:
