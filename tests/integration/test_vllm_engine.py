@@ -16,7 +16,7 @@ from dovetail.types.calls import FinishReason, GenerateRequest, SamplingParams, 
 from dovetail.types.errors import EngineError, EngineGoneError, RequestTooLongError
 from dovetail.types.ports import RemoteEngine, ScoringEngine
 from dovetail.types.weights import Snapshot
-from tests.integration.vllm_server import CONTEXT, EOS
+from tests.integration.vllm_server import CONTEXT, EOS, restore
 
 # One server is enough: with xdist all of these run in one process (--dist loadgroup).
 pytestmark = [pytest.mark.xdist_group("vllm"), pytest.mark.timeout(600), pytest.mark.slow]
@@ -84,11 +84,8 @@ def versions(server):
     try:
         yield model, store
     finally:
-        try:
-            first = store.write(0, named_tensors(load_model(server)))
-            run(server, lambda client: client.load_snapshot(first))
-        finally:
-            store.close()
+        store.close()
+        restore(server)
 
 
 def change(model, seed):

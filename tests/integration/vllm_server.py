@@ -11,11 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+from dovetail.checkpoint.hf_names import named_tensors, num_bytes
 from dovetail.engines.launch import ClientSettings, LaunchSettings
 from dovetail.engines.process import HeldPort, ServerProcess
 from dovetail.engines.vllm.client import VllmEngine, make_client
 from dovetail.engines.vllm.launch import launch
+from dovetail.transport.snapshot import SnapshotStore, Wanted
+from dovetail.types.weights import Snapshot
 from examples.arithmetic.make_task import NUM_TOKENS, make_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -38,8 +42,6 @@ def vllm_python() -> str:
 def make_model_dir(path: Path) -> Path:
     """A tiny mixture of experts with one dense layer, whose head is the embedding; untrained, but
     with opinions."""
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
-
     torch.manual_seed(0)
     config = Qwen3MoeConfig(
         vocab_size=NUM_TOKENS,
@@ -75,8 +77,6 @@ class Server:
 
     def client(self, **settings) -> VllmEngine:
         """A fresh client; use it within one event loop, and close it."""
-        from transformers import AutoTokenizer
-
         tokenizer = AutoTokenizer.from_pretrained(self.model_dir)
         known = {
             "max_context_len": CONTEXT,
@@ -86,6 +86,24 @@ class Server:
             "request_timeout_s": 100.0,
         }
         return make_client(self.url, ClientSettings(**{**known, **settings}))
+
+
+def restore(server: Server) -> None:
+    """Load the weights of the files again, as version 0, for the tests that follow."""
+    model = AutoModelForCausalLM.from_pretrained(server.model_dir, dtype=torch.float32)
+    store = SnapshotStore(Wanted(num_bytes=num_bytes(model)), server.model_dir)
+    try:
+        asyncio.run(_load(server, store.write(0, named_tensors(model))))
+    finally:
+        store.close()
+
+
+async def _load(server: Server, snapshot: Snapshot) -> None:
+    client = server.client()
+    try:
+        await client.load_snapshot(snapshot)
+    finally:
+        await client.close()
 
 
 def start_server(directory: Path) -> Server:
