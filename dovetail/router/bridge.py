@@ -159,12 +159,12 @@ class Bridge:
         while True:
             left = most - len(answer.token_ids)
             part = dataclasses.replace(whole.sampling, max_new_tokens=min(size, left))
-            request = GenerateRequest(
+            request = dataclasses.replace(
+                whole,
                 request_id=f"{whole.request_id}.{len(answer.token_ids)}",
                 prompt_ids=(*whole.prompt_ids, *answer.token_ids),
                 sampling=part,
                 num_generated=whole.num_generated + len(answer.token_ids),
-                return_routed_experts=wanted.routed_experts,
             )
             result = await self._generate(request, rid)
             answer = answer.extended(result, self.weight_version)

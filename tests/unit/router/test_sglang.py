@@ -264,14 +264,19 @@ def test_routed_experts_are_int32_in_base64() -> None:
     assert engine.requests[0].return_routed_experts
 
 
-def test_headers_of_a_sticky_router_are_taken() -> None:
-    async def work() -> int:
-        async with serving(Scripted()) as client:
-            headers = {"X-SMG-Routing-Key": "session"}
-            body = _params(max_new_tokens=1)
-            return (await client.post("/generate", body, headers=headers))[0]
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_session_that_a_header_names_goes_on_to_the_engines(stream: bool) -> None:
+    engine = Scripted("a" * 40)
 
-    assert asyncio.run(work()) == 200
+    async def work() -> None:
+        async with serving(engine) as client:
+            headers = {"X-SMG-Routing-Key": "session"}
+            body = _params(max_new_tokens=40) | {"stream": stream}
+            assert (await client.post("/generate", body, headers=headers))[0] == 200
+
+    asyncio.run(work())
+    assert len(engine.requests) == 1 + stream
+    assert {request.session_id for request in engine.requests} == {"session"}
 
 
 @pytest.mark.parametrize(
