@@ -34,10 +34,6 @@ _FIXED = "this fleet takes no engines from outside"
 _TAKES = "an engine's address, http://HOST:PORT"
 
 
-async def _close(engine: RemoteEngine) -> None:
-    await engine.close()
-
-
 @dataclass(frozen=True)
 class Behind:
     """The engines of a fleet."""
@@ -46,8 +42,6 @@ class Behind:
     connect: Callable[[str, str | None], Awaitable[RemoteEngine]] | None = None
     """Gives the client of an engine at an address, which speaks the named dialect (None: find out);
     raises EngineError. None: no engines are added over HTTP."""
-    release: Callable[[RemoteEngine], Awaitable[None]] = _close
-    """Awaited with an engine that was removed over HTTP."""
 
 
 def worker_id(url: str) -> str:
@@ -156,19 +150,28 @@ async def _add(asked: tuple[str, str | None], behind: Behind | None) -> dict[str
         raise RequestError(f"url: {url} is there already", status=409, field="url", got=url)
     try:
         engine = await behind.connect(url, dialect)
-        if not await engine.healthy(_REACTS_S):
+        try:
+            await _admit(engine, pool)
+        except EngineError:
             await engine.close()
-            raise EngineError(f"it does not react within {_REACTS_S:.0f} s")
-        pool.add(engine, ready=False)
+            raise
     except EngineError as error:
-        raise _not_added(url, error) from error
-    try:
-        await pool.admit(url)
-    except EngineError as error:
-        await pool.remove(url, drain=False)
-        await engine.close()
         raise _not_added(url, error) from error
     return _done(url, "added", behind)
+
+
+async def _admit(engine: RemoteEngine, pool: Pool) -> None:
+    """Into the pool, with its weights; after an error it is not there."""
+    if not await engine.healthy(_REACTS_S):
+        raise EngineError(f"it does not react within {_REACTS_S:.0f} s")
+    worker = pool.add(engine, ready=False)
+    try:
+        await pool.admit(engine.url)
+    except EngineError:
+        # Somebody may have taken it out meanwhile, and put another one there.
+        if pool.workers.get(engine.url) is worker:
+            await pool.remove(engine.url, drain=False)
+        raise
 
 
 async def _remove(name: str, behind: Behind | None) -> dict[str, Any]:
@@ -182,7 +185,7 @@ async def _remove(name: str, behind: Behind | None) -> dict[str, Any]:
         engine = await pool.remove(url, drain=True, timeout_s=DRAIN_S)
     except EngineError as error:
         raise _unknown(name) from error
-    await behind.release(engine)
+    await engine.close()
     return _done(url, "removed", behind)
 
 

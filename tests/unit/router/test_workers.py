@@ -131,6 +131,45 @@ def test_an_engine_that_can_not_be_added_is_refused_with_the_reason(
     assert said in _run(work)
 
 
+def test_an_engine_that_does_not_get_in_leaves_nothing_behind() -> None:
+    class Deaf(HeldEngine):
+        async def healthy(self, timeout_s: float) -> bool:
+            return False
+
+    class Late(HeldEngine):
+        """Another one with its address is there before it answers."""
+
+        async def healthy(self, timeout_s: float) -> bool:
+            first.append(fleets[0].pool.add(HeldEngine(NEW)))
+            return True
+
+    class Full(HeldEngine):
+        async def load_snapshot(self, snapshot: Any) -> None:
+            raise EngineError("disk full")
+
+    fleets: list[Fleet] = []
+    first: list[Any] = []
+    engines: list[HeldEngine] = [Deaf(NEW), Full(NEW), Late(NEW)]
+
+    async def connect(url: str, dialect: str | None) -> RemoteEngine:
+        return engines[len(said)]
+
+    said: list[str] = []
+
+    async def work(client: Client, fleet: Fleet) -> dict[str, Any]:
+        fleets.append(fleet)
+        await fleet.pool.load(snapshot(5))
+        for _ in engines:
+            said.append((await client.refused("/workers", {"url": NEW}, 502))["message"])
+        return dict(fleet.pool.workers)
+
+    workers = _run(work, connect=connect)
+    assert all(engine.closed for engine in engines)
+    assert workers.keys() == {A, B, NEW} and workers[NEW] is first[0]
+    for words, message in zip(("does not react", "disk full", "already"), said, strict=True):
+        assert words in message
+
+
 @pytest.mark.parametrize(
     "url",
     [
