@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -54,6 +55,15 @@ class Figures:
             f"{_PREFIX}_requests_active", "Requests without a whole answer.", registry=self.registry
         )
         self.registry.register(_Facts(bridge, behind))
+        self._of: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
+    def of(self, route: str, method: str, status: int) -> tuple[Counter, Histogram]:
+        """Those with these labels: to look them up takes longer than to count."""
+        found = self._of.get((route, method, status))
+        if found is None:
+            found = self.requests.labels(route, method, str(status)), self.latency.labels(route)
+            self._of[route, method, status] = found
+        return found
 
     def text(self) -> bytes:
         """All of them, in Prometheus' text format."""
@@ -73,6 +83,7 @@ class _Facts(Collector):
         yield _counter("cached_tokens", "Prompt tokens out of a cache.", bridge.cached_tokens)
         yield _gauge("generating", "Prompts that are being answered.", len(bridge.in_flight))
         yield _gauge("weight_version", "Version of the engine's weights.", bridge.weight_version)
+        yield _gauge("tasks", "Asyncio tasks of the server's loop.", len(asyncio.all_tasks()))
         if self._behind is not None:
             yield from _of_pool(self._behind)
 
@@ -141,11 +152,12 @@ class Counted:
             figures.active.dec()
             # What is passed on as it is meets no route; other paths are of the client's invention.
             passed_on = scope["path"] if scope["path"] in NATIVE else "other"
-            route = getattr(scope.get("route"), "path", passed_on)
+            route = str(getattr(scope.get("route"), "path", passed_on))
             # A method of the client's own invention is not a label.
             method = scope["method"] if scope["method"] in _METHODS else "other"
-            figures.requests.labels(route, method, str(status)).inc()
-            figures.latency.labels(route).observe(time.perf_counter() - started)
+            requests, latency = figures.of(route, method, status)
+            requests.inc()
+            latency.observe(time.perf_counter() - started)
 
 
 _METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"}

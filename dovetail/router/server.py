@@ -31,8 +31,8 @@ _CLOSE_S = 5.0
 _BACKLOG = 4096
 _OTHER_FILES = 1024
 _DOORS = 16
-"""uvloop takes one new connection per socket and turn of the loop, and a turn is long when much goes
-on: with one socket, hundreds of clients that come at once wait for seconds."""
+"""uvloop takes one new connection per socket and turn of the loop, and a turn is long when much is
+going on: with one socket, hundreds of clients that come at once wait for seconds."""
 
 
 class _Server(uvicorn.Server):
