@@ -80,15 +80,7 @@ def _health(bridge: Bridge, behind: Behind | None) -> list[BaseRoute]:
 
 def _facts(bridge: Bridge) -> list[BaseRoute]:
     async def models(request: Request) -> Response:
-        card = {
-            "id": bridge.model,
-            "object": "model",
-            "created": 0,
-            "owned_by": "dovetail",
-            "root": bridge.model,
-            "max_model_len": bridge.max_context_len,
-        }
-        return Json({"object": "list", "data": [card]})
+        return Json(models_of(bridge))
 
     async def model_info(request: Request) -> Response:
         return Json(_model_info(bridge))
@@ -189,6 +181,19 @@ def _refused() -> list[BaseRoute]:
             for path in paths.split()
         ),
     ]
+
+
+def models_of(bridge: Bridge) -> dict[str, Any]:
+    """The list with the one model, in OpenAI's form."""
+    card = {
+        "id": bridge.model,
+        "object": "model",
+        "created": 0,
+        "owned_by": "dovetail",
+        "root": bridge.model,
+        "max_model_len": bridge.max_context_len,
+    }
+    return {"object": "list", "data": [card]}
 
 
 def _model_info(bridge: Bridge) -> dict[str, Any]:

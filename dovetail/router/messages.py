@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from dovetail.router.fields import RequestError, shown
+
 _TEXTS = ("text", "input_text", "output_text", "refusal")
 
 
@@ -54,6 +56,17 @@ def for_template(message: Mapping[str, Any]) -> dict[str, Any]:
     if not calls:
         return dict(message)
     return {**message, "tool_calls": [_with_object(call) for call in calls]}
+
+
+def not_taken(model: str, messages: Any, error: Exception) -> RequestError:
+    """The error for messages that the chat template objects to: it is the model's own program, and
+    whatever it objects to is about them."""
+    return RequestError(
+        f"messages: the chat template of {model} does not take them: {error}",
+        field="messages",
+        got=shown(messages),
+        expected="messages that the model's chat template takes",
+    )
 
 
 def _with_object(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dovetail.router.fields import Fields, RequestError, is_ids, wrong
+from dovetail.router.fields import Fields, RequestError, is_ids, is_objects, wrong
 from dovetail.router.messages import as_said
 from dovetail.router.session import Message, Session
 from dovetail.router.wanted import Wanted, openai_wanted
@@ -62,9 +62,7 @@ def chat_asked(fields: Fields, model: str) -> Asked:
     given = fields.raw("messages")
     if not isinstance(given, list) or not given:
         raise wrong("messages", given, _MESSAGES)
-    tools = fields.raw("tools")
-    if tools is not None and not _are_objects(tools):
-        raise wrong("tools", tools, "a list of objects")
+    tools = fields.objects("tools")
     choice = fields.raw("tool_choice", "auto")
     if choice not in ("auto", "none"):
         _tell("tool_choice", choice, "no tool can be forced")
@@ -160,7 +158,7 @@ def _message(number: int, message: Any) -> Message:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise wrong(f"messages[{number}]", message, "{'role': ..., 'content': ...}")
     calls = message.get("tool_calls")
-    if calls is not None and not _are_objects(calls):
+    if calls is not None and not is_objects(calls):
         raise wrong(f"messages[{number}].tool_calls", calls, "a list of objects")
     try:
         return as_said(message)
@@ -168,10 +166,6 @@ def _message(number: int, message: Any) -> Message:
         raise RequestError(
             f"messages[{number}].content: {error}", field=f"messages[{number}].content"
         ) from error
-
-
-def _are_objects(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, dict) for one in value)
 
 
 def _seed_of(seed: int, number: int) -> int:

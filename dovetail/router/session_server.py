@@ -30,8 +30,12 @@ from dovetail.router import session_wire as wire
 from dovetail.router.answer import Answer
 from dovetail.router.bridge import Bridge
 from dovetail.router.continuation import Prompt, Template, chat_prompt, text_prompt
-from dovetail.router.fields import Fields, RequestError, shown, wrong
+from dovetail.router.control import models_of
+from dovetail.router.dialects.openai_answers import logprobs_of, message_of
+from dovetail.router.dialects.openai_shape import Scored, Shape
+from dovetail.router.fields import Fields, RequestError, wrong
 from dovetail.router.message_match import loose_tool_call
+from dovetail.router.messages import not_taken
 from dovetail.router.respond import Json, fields_of, read, while_connected
 from dovetail.router.session import Matches, Message, Session, Turn
 from dovetail.router.session_ask import Asked, chat_asked, text_asked, wanted_of
@@ -123,13 +127,14 @@ class SessionServer:
         agent = fields.raw("metadata", {})
         if not isinstance(agent, dict):
             raise wrong("metadata", agent, "an object")
+        most = fields.integer("max_seq_len", None, 1)
         try:
             # Users' functions may take their time.
             samples = await asyncio.to_thread(
                 self.collect,
                 session,
                 Sample(session_id=session.session_id, metadata=dict(agent)),
-                max_seq_len=fields.integer("max_seq_len", None, 1),
+                max_seq_len=most,
                 agent=agent,
             )
         except Exception as error:
@@ -139,7 +144,7 @@ class SessionServer:
 
     async def _models(self, request: Request) -> Response:
         self._session(request)
-        return Json(wire.models_of(self.bridge))
+        return Json(models_of(self.bridge))
 
     async def _chat(self, request: Request) -> Response:
         session = self._session(request)
@@ -185,9 +190,26 @@ class SessionServer:
             message = self._message(asked, answer) if chat else None
             turn = self._turn(session, prompt, answer, message)
             self.store.record(session, turn)
-            shown = answer.token_ids if asked.logprobs else ()
-            texts = [self.bridge.tokenizer.decode([token]) for token in shown]
-            return wire.Reply(asked, turn, answer, message, ids, texts)
+            return self._reply(asked, turn, answer, message, ids)
+
+    def _reply(
+        self,
+        asked: Asked,
+        turn: Turn,
+        answer: Answer,
+        message: Message | None,
+        prompt_ids: list[int],
+    ) -> wire.Reply:
+        shape = Shape(
+            chat=message is not None,
+            logprobs=asked.logprobs,
+            model=asked.model,
+            rid=turn.response_id,
+            created=int(turn.made_at),
+            usage=asked.usage,
+        )
+        told = logprobs_of(answer, shape, self.bridge, Scored()) if shape.logprobs else None
+        return wire.Reply(asked, turn, answer, message, prompt_ids, shape, told)
 
     def _turn(
         self, session: Session, prompt: Prompt, answer: Answer, message: Message | None
@@ -222,12 +244,7 @@ class SessionServer:
             tools=asked.tools,
             reasoning_parser="any" if self.settings.split_thoughts else None,
         )
-        message: dict[str, Any] = {"role": "assistant", "content": parsed.text}
-        if parsed.reasoning:
-            message["reasoning_content"] = parsed.reasoning
-        if parsed.tool_calls:
-            message["tool_calls"] = [wire.call_of(call) for call in parsed.tool_calls]
-        return message
+        return message_of(parsed)
 
     def _chat_prompt(self, session: Session, asked: Asked) -> Prompt:
         template = Template(self.bridge.tokenizer, asked.tools, asked.options)
@@ -243,13 +260,7 @@ class SessionServer:
         except RequestError:
             raise
         except Exception as error:
-            # A template is the model's own program: whatever it objects to is about the messages.
-            raise RequestError(
-                f"messages: the chat template of {self.bridge.model} does not take them: {error}",
-                field="messages",
-                got=shown(asked.messages),
-                expected="messages that the model's chat template takes",
-            ) from error
+            raise not_taken(self.bridge.model, asked.messages, error) from error
 
     def _room(self, session: Session, prompt: Prompt) -> int | None:
         """How many tokens the answer may have; None: there is no bound.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +11,12 @@ import orjson
 from starlette.responses import StreamingResponse
 
 from dovetail.router.answer import Answer
-from dovetail.router.bridge import Bridge
+from dovetail.router.dialects.openai_answers import usage_of
+from dovetail.router.dialects.openai_shape import Shape
 from dovetail.router.fields import RequestError
 from dovetail.router.respond import failure_body
 from dovetail.router.session import Message, Session, Turn
 from dovetail.router.session_ask import Asked
-from dovetail.router.tool_calls import json_arguments
 from dovetail.types import Sample
 
 _SIGN_OF_LIFE_S = 15.0
@@ -34,8 +33,9 @@ class Reply:
     message: Message | None
     """None for a plain completion."""
     prompt_ids: Sequence[int]
-    texts: Sequence[str]
-    """Of each sampled token, where logprobs are asked for."""
+    shape: Shape
+    logprobs: Mapping[str, Any] | None
+    """Those of the sampled tokens, where they are asked for."""
 
     @property
     def finish_reason(self) -> str:
@@ -44,18 +44,11 @@ class Reply:
         return "tool_calls" if called else self.turn.finish_reason
 
 
-def call_of(call: Mapping[str, Any]) -> dict[str, Any]:
-    """A call as Chat Completions sends it: its arguments are text."""
-    function = call["function"]
-    text = json_arguments(function["arguments"])
-    return {**call, "function": {**function, "arguments": text}}
-
-
 def completion(reply: Reply) -> dict[str, Any]:
     """The whole answer."""
     choice: dict[str, Any] = {"index": 0, **_content(reply), "finish_reason": reply.finish_reason}
-    choice["logprobs"] = _logprobs(reply)
-    body = {**_envelope(reply), "choices": [choice], "usage": _usage(reply)}
+    choice["logprobs"] = reply.logprobs
+    body = {**reply.shape.envelope([choice], chunk=False), "usage": _usage(reply)}
     if reply.asked.token_ids:
         choice["token_ids"] = list(reply.answer.token_ids)
         body["prompt_token_ids"] = list(reply.prompt_ids)
@@ -79,12 +72,6 @@ def streamed(work: Coroutine[Any, Any, Reply]) -> StreamingResponse:
         yield b"data: [DONE]\n\n"
 
     return StreamingResponse(lines(), media_type="text/event-stream")
-
-
-def models_of(bridge: Bridge) -> dict[str, Any]:
-    """The list with the one model."""
-    card = {"id": bridge.model, "object": "model", "created": 0, "owned_by": "dovetail"}
-    return {"object": "list", "data": [{**card, "max_model_len": bridge.max_context_len}]}
 
 
 def record_of(session: Session) -> dict[str, Any]:
@@ -125,64 +112,29 @@ def _record(turn: Turn) -> dict[str, Any]:
 
 
 def _content(reply: Reply) -> dict[str, Any]:
-    if reply.message is None:
-        return {"text": reply.answer.text}
-    message = dict(reply.message)
-    if message.get("tool_calls"):
-        message["content"] = message["content"] or None
-    return {"message": message}
+    return {"text": reply.answer.text} if reply.message is None else {"message": reply.message}
 
 
 def _chunks(reply: Reply) -> Iterator[dict[str, Any]]:
-    whole = _envelope(reply, chunk=True)
     last = {"index": 0, "finish_reason": reply.finish_reason, "logprobs": None}
-    first = {"index": 0, "finish_reason": None, "logprobs": _logprobs(reply)}
-    content = _content(reply)
+    first = {"index": 0, "finish_reason": None, "logprobs": reply.logprobs}
+
+    def chunk(*choices: dict[str, Any]) -> dict[str, Any]:
+        return reply.shape.envelope(list(choices), chunk=True)
+
     if reply.message is None:
-        yield {**whole, "choices": [{**first, **content}]}
-        yield {**whole, "choices": [{**last, "text": ""}]}
+        yield chunk({**first, "text": reply.answer.text})
+        yield chunk({**last, "text": ""})
     else:
-        delta = content["message"]
+        delta = dict(reply.message)
         calls = [{"index": i, **call} for i, call in enumerate(delta.pop("tool_calls", []))]
-        yield {**whole, "choices": [{**first, "delta": delta}]}
+        yield chunk({**first, "delta": delta})
         if calls:
-            called = {**first, "logprobs": None, "delta": {"tool_calls": calls}}
-            yield {**whole, "choices": [called]}
-        yield {**whole, "choices": [{**last, "delta": {}}]}
-    if reply.asked.usage:
-        yield {**whole, "choices": [], "usage": _usage(reply)}
-
-
-def _envelope(reply: Reply, *, chunk: bool = False) -> dict[str, Any]:
-    kind = "text_completion"
-    if reply.message is not None:
-        kind = "chat.completion" + ".chunk" * chunk
-    return {
-        "id": reply.turn.response_id,
-        "object": kind,
-        "created": int(time.time()),
-        "model": reply.asked.model,
-    }
-
-
-def _logprobs(reply: Reply) -> dict[str, Any] | None:
-    if not reply.asked.logprobs:
-        return None
-    pairs = list(zip(reply.texts, reply.answer.logprobs, strict=True))
-    if reply.message is None:
-        return {"tokens": list(reply.texts), "token_logprobs": [value for _, value in pairs]}
-    entries = [
-        {"token": text, "logprob": value, "bytes": list(text.encode()), "top_logprobs": []}
-        for text, value in pairs
-    ]
-    return {"content": entries}
+            yield chunk({**first, "logprobs": None, "delta": {"tool_calls": calls}})
+        yield chunk({**last, "delta": {}})
+    if reply.shape.usage:
+        yield {**chunk(), "usage": _usage(reply)}
 
 
 def _usage(reply: Reply) -> dict[str, Any]:
-    asked, made = len(reply.prompt_ids), len(reply.answer.token_ids)
-    return {
-        "prompt_tokens": asked,
-        "completion_tokens": made,
-        "total_tokens": asked + made,
-        "prompt_tokens_details": {"cached_tokens": reply.answer.cached_tokens},
-    }
+    return usage_of([reply.answer], reply.shape)

@@ -67,6 +67,12 @@ def json_arguments(arguments: Any) -> str:
     return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
+def sent_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call as Chat Completions sends it: its arguments are text."""
+    function = call["function"]
+    return {**call, "function": {**function, "arguments": json_arguments(function["arguments"])}}
+
+
 def _take_calls(text: str, tools: Sequence[Mapping[str, Any]], parsed: ParsedModelOutput) -> str:
     kept, end = [], 0
     for found in _CALL.finditer(text):

@@ -28,9 +28,9 @@ from dovetail.router.dialects.openai_scores import (
     scored,
 )
 from dovetail.router.dialects.openai_shape import Job, Scored, Shape
-from dovetail.router.fields import Fields, RequestError, is_ids, shown, wrong
+from dovetail.router.fields import Fields, RequestError, is_ids, wrong
 from dovetail.router.fields import Shape as FieldShape
-from dovetail.router.messages import for_template
+from dovetail.router.messages import for_template, not_taken
 from dovetail.router.pick import session_key
 from dovetail.router.respond import Json, events, merged, read, together, while_connected
 from dovetail.router.wanted import Wanted, check_answers, openai_wanted
@@ -268,13 +268,7 @@ def chat_prompt(fields: Fields, bridge: Bridge, *, required: bool = True) -> tup
     except RequestError:
         raise
     except Exception as error:
-        # A template is the model's own program: whatever it objects to is about these messages.
-        raise RequestError(
-            f"messages: the chat template of {bridge.model} does not take them: {error}",
-            field="messages",
-            got=shown(messages),
-            expected="messages that the model's chat template takes",
-        ) from error
+        raise not_taken(bridge.model, messages, error) from error
 
 
 def _message(number: int, message: Any) -> dict[str, Any]:

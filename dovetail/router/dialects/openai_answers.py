@@ -10,7 +10,7 @@ from dovetail.router.answer import Answer
 from dovetail.router.bridge import Bridge
 from dovetail.router.dialects.openai_scores import prompt_entries
 from dovetail.router.dialects.openai_shape import Job, Scored, Shape
-from dovetail.router.tool_calls import ParsedModelOutput, json_arguments, parse_model_output
+from dovetail.router.tool_calls import ParsedModelOutput, parse_model_output, sent_call
 from dovetail.types import FinishReason
 
 _CALL, _THOUGHT_END = "<tool_call>", "</think>"
@@ -25,7 +25,7 @@ def choice_of(
     choice["prompt_logprobs"] = told
     if shape.chat:
         parsed = _parsed(answer.text, shape)
-        choice["message"] = _message(parsed)
+        choice["message"] = message_of(parsed)
         choice["finish_reason"] = _finish(answer, parsed)
     else:
         choice["text"] = answer.text
@@ -72,7 +72,9 @@ class Told:
         if not parsed.tool_calls:
             yield {**choice, "delta": delta}
             return
-        calls = [{"index": place, **call} for place, call in enumerate(_calls(parsed))]
+        calls = [
+            {"index": place, **call} for place, call in enumerate(map(sent_call, parsed.tool_calls))
+        ]
         yield {**choice, "delta": {**delta, "tool_calls": calls}, "finish_reason": None}
         end = _bare(index, replace(new, token_ids=(), logprobs=()), self._shape, self._bridge)
         yield {**end, "delta": {}, "finish_reason": _finish(answer, parsed)}
@@ -172,27 +174,15 @@ def _begun(text: str, shape: Shape) -> ParsedModelOutput:
     return parsed
 
 
-def _message(parsed: ParsedModelOutput) -> dict[str, Any]:
+def message_of(parsed: ParsedModelOutput) -> dict[str, Any]:
+    """The assistant's message."""
     message: dict[str, Any] = {"role": "assistant", "content": parsed.text}
     if parsed.tool_calls:
         message["content"] = parsed.text or None
-        message["tool_calls"] = _calls(parsed)
+        message["tool_calls"] = [sent_call(call) for call in parsed.tool_calls]
     if parsed.reasoning:
         message["reasoning_content"] = parsed.reasoning
     return message
-
-
-def _calls(parsed: ParsedModelOutput) -> list[dict[str, Any]]:
-    return [
-        {
-            **call,
-            "function": {
-                "name": call["function"]["name"],
-                "arguments": json_arguments(call["function"]["arguments"]),
-            },
-        }
-        for call in parsed.tool_calls
-    ]
 
 
 def _finish(answer: Answer, parsed: ParsedModelOutput) -> str | None:

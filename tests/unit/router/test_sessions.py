@@ -315,6 +315,16 @@ def test_malformed_requests_are_told_what_is_wrong_and_not_recorded(
     _in_world([f"a{END}"], work)
 
 
+def test_a_malformed_wish_for_samples_is_the_clients_fault() -> None:
+    async def work(world: World, session_id: str) -> None:
+        path = f"/sessions/{session_id}/samples"
+        for body, field in (({"max_seq_len": "x"}, "max_seq_len"), ({"metadata": 3}, "metadata")):
+            answered = await world.ask("POST", path, body)
+            assert (answered.status, answered.json["error"]["param"]) == (400, field)
+
+    _in_world([f"a{END}"], work)
+
+
 def test_what_agents_send_beside_is_no_reason_to_refuse_them() -> None:
     async def work(world: World, session_id: str) -> None:
         more = {"reasoning_effort": "low", "parallel_tool_calls": True, "user": "me", "store": True}
