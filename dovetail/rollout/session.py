@@ -24,8 +24,8 @@ from dovetail.hooks import BoundHook, bind
 from dovetail.types import ConfigError, GenerateCall, HookRunError, Sample
 
 if TYPE_CHECKING:
-    from dovetail.router.session import Session
-    from dovetail.router.session_server import SessionServer
+    from dovetail.router.sessions.server import SessionServer
+    from dovetail.router.sessions.tree import Session
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def sessions_of(args: Any) -> SessionServer:
         ConfigError: there is none.
     """
     # Starlette takes a while to import: a run with sessions has done so already.
-    from dovetail.router.session_server import SERVED
+    from dovetail.router.sessions.server import SERVED
 
     address = f"{args.session_server_ip}:{args.session_server_port}"
     found = SERVED.get(address)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from starlette.routing import BaseRoute
 
     from dovetail.router.server import RouterServer
-    from dovetail.router.session_server import SessionServer, SessionSettings
+    from dovetail.router.sessions.server import SessionServer, SessionSettings
     from dovetail.run.build import Parts
     from dovetail.run.models import Models
     from dovetail.runtime.fleet import Fleet
@@ -123,7 +123,7 @@ def make_server(parts: Serving, routes: Sequence[BaseRoute] = ()) -> RouterServe
     from dovetail.router.limits import Limits
     from dovetail.router.security import Access
     from dovetail.router.server import RouterServer
-    from dovetail.router.session_server import SessionServer
+    from dovetail.router.sessions.server import SessionServer
     from dovetail.router.workers import Behind
 
     fleet = parts.fleet
@@ -175,10 +175,10 @@ def middleware_maker(hook: BoundHook) -> Callable[[Any, Any], Any]:
 
 def session_settings(config: SessionConfig, hooks: dict[str, BoundHook]) -> SessionSettings:
     """How the run's sessions answer, record and collect."""
-    from dovetail.router.message_match import loose_tool_call
-    from dovetail.router.session_samples import Collecting
-    from dovetail.router.session_server import SessionSettings
-    from dovetail.router.session_store import SessionLimits
+    from dovetail.router.sessions.message_match import loose_tool_call
+    from dovetail.router.sessions.samples import Collecting
+    from dovetail.router.sessions.server import SessionSettings
+    from dovetail.router.sessions.store import SessionLimits
 
     return SessionSettings(
         limits=SessionLimits(
@@ -199,7 +199,7 @@ def session_settings(config: SessionConfig, hooks: dict[str, BoundHook]) -> Sess
 
 def serve_sessions(sessions: SessionServer, server: RouterServer) -> None:
     """Have the rollout find them, at the address that `learn_address` tells."""
-    from dovetail.router.session_server import SERVED as SERVERS
+    from dovetail.router.sessions.server import SERVED as SERVERS
 
     SERVERS[f"{server.host}:{server.port}"] = sessions
 

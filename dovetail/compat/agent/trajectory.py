@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dovetail.router.strand import Strand, TurnRecord
+from dovetail.router.sessions.strand import Strand, TurnRecord
 from dovetail.types.sample import Sample
 
 __all__ = ["FORK_THRESHOLD_TOKENS", "TrajectoryManager", "TurnRecord"]

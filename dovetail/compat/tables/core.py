@@ -47,7 +47,7 @@ ALIASES: tuple[Alias, ...] = (
     Alias(f"{_MODULES}.single_turn", ("rollout.generate_hub.single_turn",), (MILES,)),
     Alias("dovetail.rollout.multi_turn", ("rollout.generate_hub.multi_turn",), (MILES,)),
     Alias("dovetail.rollout.session", ("rollout.generate_hub.agentic_tool_call",), (MILES,)),
-    Alias("dovetail.router.session_samples", ("rollout.session.v2.picker_hub",), (MILES,)),
+    Alias("dovetail.router.sessions.samples", ("rollout.session.v2.picker_hub",), (MILES,)),
     Alias(
         f"{_MODULES}.session_tracer", ("rollout.generate_utils.openai_endpoint_utils",), (MILES,)
     ),

@@ -6,8 +6,8 @@ from dovetail.hooks.rows.families import MILES
 from dovetail.hooks.spec import CallForm, HookSpec, OnError
 
 _OWNER = "session server"
-_MATCH = "dovetail.router.message_match"
-_SAMPLES = "dovetail.router.session_samples"
+_MATCH = "dovetail.router.sessions.message_match"
+_SAMPLES = "dovetail.router.sessions.samples"
 
 SESSION: tuple[HookSpec, ...] = (
     HookSpec(

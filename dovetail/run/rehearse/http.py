@@ -75,7 +75,7 @@ def _server(
     # They take a while to import: only rehearsals that serve wait for them.
     from dovetail.router.bridge import Bridge
     from dovetail.router.server import RouterServer
-    from dovetail.router.session_server import SessionServer
+    from dovetail.router.sessions.server import SessionServer
 
     bridge = Bridge(
         lambda: engine,

@@ -22,7 +22,7 @@ from dovetail.rollout.group import GroupRunner
 from dovetail.router.bridge import Bridge
 from dovetail.router.security import Access
 from dovetail.router.server import RouterServer
-from dovetail.router.session_server import SERVED, SessionServer, SessionSettings
+from dovetail.router.sessions.server import SERVED, SessionServer, SessionSettings
 from dovetail.types import ConfigError, GenerateCall, HookRunError, Sample, SamplingParams
 from tests.unit.router.talking import DROPS_THOUGHTS, END, Talker
 

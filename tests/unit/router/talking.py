@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from dovetail.router.app import _request_error
 from dovetail.router.bridge import Bridge
 from dovetail.router.fields import RequestError
-from dovetail.router.session_server import SessionServer, SessionSettings
+from dovetail.router.sessions.server import SessionServer, SessionSettings
 from dovetail.types import FinishReason, GenerateRequest, GenerateResult, SamplingParams
 from dovetail.types.calls import VersionSpan
 from tests.unit.router.asgi import Answered, ask

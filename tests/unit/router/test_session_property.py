@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dovetail.router.session_samples import Collecting, keep_all
+from dovetail.router.sessions.samples import Collecting, keep_all
 from dovetail.types import Sample, SamplingParams
 from tests.unit.router.talking import CHATML, DROPS_THOUGHTS, END, World, talking
 

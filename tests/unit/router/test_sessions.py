@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from dovetail.router.fields import RequestError
-from dovetail.router.message_match import role_content_only, strict
-from dovetail.router.session_samples import Collecting, drop_retries, keep_all
-from dovetail.router.session_server import SERVED
-from dovetail.router.session_store import SessionLimits, SessionStore
+from dovetail.router.sessions.message_match import role_content_only, strict
+from dovetail.router.sessions.samples import Collecting, drop_retries, keep_all
+from dovetail.router.sessions.server import SERVED
+from dovetail.router.sessions.store import SessionLimits, SessionStore
 from dovetail.types import Sample, SamplingParams
 from tests.unit.router.talking import CHATML, DROPS_THOUGHTS, END, World, talking
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dovetail.router.messages import for_template
-from dovetail.router.session import Matches, Message, Session, Turn, deepest
+from dovetail.router.sessions.tree import Matches, Message, Session, Turn, deepest
 from dovetail.router.tool_calls import parse_model_output
 from dovetail.types.ports import Tokenizer
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from dovetail.router.fields import Fields, RequestError, is_ids, is_objects, wrong
 from dovetail.router.messages import as_said
-from dovetail.router.session import Message, Session
+from dovetail.router.sessions.tree import Message, Session
 from dovetail.router.wanted import Wanted, openai_wanted
 from dovetail.types import SamplingParams
 

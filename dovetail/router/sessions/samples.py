@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dovetail.router.session import Session, Turn
-from dovetail.router.strand import Strand
+from dovetail.router.sessions.strand import Strand
+from dovetail.router.sessions.tree import Session, Turn
 from dovetail.types import Sample
 from dovetail.types.ports import Tokenizer
 

@@ -26,21 +26,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from dovetail.router import session_wire as wire
 from dovetail.router.answer import Answer
 from dovetail.router.bridge import Bridge
-from dovetail.router.continuation import Prompt, Template, chat_prompt, text_prompt
 from dovetail.router.control import models_of
 from dovetail.router.dialects.openai_answers import logprobs_of, message_of
 from dovetail.router.dialects.openai_shape import Scored, Shape
 from dovetail.router.fields import Fields, RequestError, wrong
-from dovetail.router.message_match import loose_tool_call
 from dovetail.router.messages import not_taken
 from dovetail.router.respond import Json, fields_of, read, while_connected
-from dovetail.router.session import Matches, Message, Session, Turn
-from dovetail.router.session_ask import Asked, chat_asked, text_asked, wanted_of
-from dovetail.router.session_samples import Collecting, collect
-from dovetail.router.session_store import SessionLimits, SessionStore
+from dovetail.router.sessions import wire
+from dovetail.router.sessions.ask import Asked, chat_asked, text_asked, wanted_of
+from dovetail.router.sessions.continuation import Prompt, Template, chat_prompt, text_prompt
+from dovetail.router.sessions.message_match import loose_tool_call
+from dovetail.router.sessions.samples import Collecting, collect
+from dovetail.router.sessions.store import SessionLimits, SessionStore
+from dovetail.router.sessions.tree import Matches, Message, Session, Turn
 from dovetail.router.tool_calls import parse_model_output
 from dovetail.router.wanted import Wanted, sglang_wanted
 from dovetail.types import FinishReason, Sample, SamplingParams
@@ -79,7 +79,7 @@ class SessionServer:
         self.store = SessionStore(self.settings.limits)
 
     def collect(self, session: Session, base: Sample, **more: Any) -> list[Sample]:
-        """The samples of what a session recorded: see `session_samples.collect`."""
+        """The samples of what a session recorded: see `samples.collect`."""
         how = self.settings.collecting
         return collect(session, base, self.bridge.tokenizer, how, **more)
 

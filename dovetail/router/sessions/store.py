@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from dovetail.router.fields import RequestError
-from dovetail.router.session import Session, Turn
+from dovetail.router.sessions.tree import Session, Turn
 from dovetail.types import SamplingParams
 
 _GONE = 410

@@ -15,8 +15,8 @@ from dovetail.router.dialects.openai_answers import usage_of
 from dovetail.router.dialects.openai_shape import Shape
 from dovetail.router.fields import RequestError
 from dovetail.router.respond import failure_body
-from dovetail.router.session import Message, Session, Turn
-from dovetail.router.session_ask import Asked
+from dovetail.router.sessions.ask import Asked
+from dovetail.router.sessions.tree import Message, Session, Turn
 from dovetail.types import Sample
 
 _SIGN_OF_LIFE_S = 15.0

@@ -1,0 +1,1 @@
+"""Conversations of agents, recorded token by token: a tree of turns, its routes, its samples."""
