@@ -4,7 +4,7 @@
 # make lint types   single gates;  make format rewrites files
 # make bench        every benchmark
 # make docs         write the reference pages from their tables
-# make clean        remove the environment and caches (outputs stay)
+# make clean        remove the environments and caches (outputs stay)
 
 PYTHON ?= python3
 VENV := .venv
@@ -71,4 +71,4 @@ docs: $(STAMP)
 	$(BIN)/python -m dovetail.hooks.docs docs/hooks.md
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
