@@ -93,6 +93,9 @@ def _own_flags(settings: LaunchSettings) -> dict[str, Any]:
         "generation_config": "vllm",
         "enable_prompt_tokens_details": True,
         "enable_scale_out": True,  # /inference/v1/generate: token ids in, token ids out
+        # Requests that are passed on: calls of tools as the router reads them.
+        "enable_auto_tool_choice": True,
+        "tool_call_parser": "hermes",
         "disable_uvicorn_access_log": True,
         "weight_transfer_config": {"backend": in_server.BACKEND},
         "worker_extension_cls": in_server.EXTENSION,
@@ -119,6 +122,8 @@ def _environment(settings: LaunchSettings, flags: Mapping[str, Any]) -> dict[str
         # Routes that pause, take weights, sleep; the server listens on this machine only.
         "VLLM_SERVER_DEV_MODE": "1",
         "VLLM_NO_USAGE_STATS": "1",
+        # Clients name models as they like, at every engine; there is just one.
+        "VLLM_SKIP_MODEL_NAME_VALIDATION": "1",
     }
     if settings.device != "cpu":
         return env

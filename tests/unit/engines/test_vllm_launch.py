@@ -55,6 +55,14 @@ def test_the_command_has_what_the_run_knows(python):
     assert spec.env["TORCHDYNAMO_DISABLE"] == "1"
 
 
+def test_requests_may_name_any_model_and_have_tools(python):
+    assert launch(settings(python)).env["VLLM_SKIP_MODEL_NAME_VALIDATION"] == "1"
+    assert flags(python)["enable-auto-tool-choice"] is True
+    assert flags(python)["tool-call-parser"] == "hermes"
+    own = flags(python, passthrough={"tool_call_parser": "llama3_json"})
+    assert own["tool-call-parser"] == "llama3_json"
+
+
 def test_the_receiver_is_found_where_the_environment_points(python, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/mine")
     first, rest = launch(settings(python)).env["PYTHONPATH"].split(":")
