@@ -68,9 +68,7 @@ def test_with_the_token_everything_is_as_without_one() -> None:
     assert asyncio.run(work()) == [200]
 
 
-def test_posts_of_the_slime_familys_helper_send_the_token_to_this_server_alone() -> (
-    None
-):
+def test_posts_of_the_slime_familys_helper_send_the_token_to_this_server_alone() -> None:
     async def work() -> tuple[Any, dict[str, str], str]:
         async with serving(Scripted(), access=Access(token=TOKEN)) as client:
             url = client.server.url
