@@ -152,7 +152,8 @@ class RouterServer:
         of a loop that `serve_on` got: there, await `aclose`."""
         loop = self._serving_on
         if loop is not None and loop.is_running():
-            asyncio.run_coroutine_threadsafe(self.aclose(), loop).result(_CLOSE_S)
+            # Longer than it waits itself: else the port stays taken where that takes all its time.
+            asyncio.run_coroutine_threadsafe(self.aclose(), loop).result(2 * _CLOSE_S)
         self.bridge.closing = True
         if self._server is not None and self._thread is not None:
             self._server.should_exit = True
