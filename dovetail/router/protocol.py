@@ -63,9 +63,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Also tells the request that is being answered, where the client sent further ones behind
-        it: uvicorn tells the last."""
+        it: uvicorn tells the last. And ends uvicorn's timer for the next request, which would keep
+        a connection that was reset in memory until then."""
         self._stop_timer()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()
         self.pipeline.clear()
         if self._answering is not None and not self._answering.response_complete:
             self._answering.disconnected = True

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import socket
+import struct
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -13,6 +16,7 @@ import pytest
 
 from dovetail.router.bounded_tokenizer import BoundedTokenizer
 from dovetail.router.fields import RequestError, shown
+from dovetail.router.protocol import BoundedProtocol
 from tests.unit.router.scripted import Client, Letters, Scripted, serving
 
 BODY = {"text": "hi", "sampling_params": {"max_new_tokens": 2}}
@@ -243,3 +247,25 @@ def test_a_client_that_sends_on_and_goes_ends_the_request_that_is_answered() -> 
 
     _run(work, engine)
     assert len(engine.requests) == len(engine.cancelled) == 1
+
+
+def test_nothing_is_left_of_connections_that_were_reset() -> None:
+    async def work(client: Client) -> int:
+        for _ in range(20):
+            server = client.server
+            reader, writer = await asyncio.open_connection(server.host, server.port)
+            writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await reader.readuntil(b"\r\n\r\n")
+            found = writer.get_extra_info("socket")
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+        # The client's own connection stays.
+        for _ in range(100):
+            await client.ok("/generate", BODY)
+            gc.collect()
+            left = sum(isinstance(one, BoundedProtocol) for one in gc.get_objects())
+            if left <= 1:
+                break
+        return left
+
+    assert _run(work) == 1
