@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
 
@@ -56,6 +57,13 @@ def _external(config: RunConfig) -> Iterator[str]:
         yield f"{leaf} has {shown}, which is no address; {cure(leaf, 'HOST:PORT')}"
     elif len(set(own.external_urls)) < len(addrs):
         yield f"{leaf} names an engine twice: {', '.join(addrs)}; {cure(leaf, 'HOST:PORT ...')}"
+    variable = own.engine_token_env
+    if variable is not None and not os.environ.get(variable):
+        yield (
+            f"engine_token_env names the environment variable {variable}, which is not set or "
+            f"empty; put the engines' token there, or name another one: "
+            f"{cure('engine_token_env', 'VARIABLE')}"
+        )
     asked = own.rollout_num_engines
     if "rollout_num_engines" in own.model_fields_set and asked != len(addrs):
         yield (
@@ -102,6 +110,8 @@ def engine_notes(config: RunConfig) -> Iterator[str]:
         yield from _idle(config, _OF_EMBEDDED, f"rollout_engine is '{own.rollout_engine}'")
     if own.rollout_external_engine_addrs:
         yield from _idle(config, _OF_STARTED, "the engines run already")
+    else:
+        yield from _idle(config, ("engine_token_env",), "no engine runs already")
     if own.weight_transport == "shared_memory" and own.all_local:
         yield from _idle(config, ("update_weight_disk_dir",), "weight_transport is shared_memory")
 

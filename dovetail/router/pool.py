@@ -276,7 +276,8 @@ class Pool:
 
     async def resume(self) -> None:
         """Go on after `pause`."""
-        paused = [worker for worker in self.ready() if worker in self._paused]
+        live = (WorkerState.READY, WorkerState.DRAINING)
+        paused = [one for one in self.workers.values() if one in self._paused and one.state in live]
         self._paused.clear()
         try:
             await self._command(paused, "resume", lambda worker: worker.engine.resume())
@@ -301,15 +302,26 @@ class Pool:
                 if worker not in errors:
                     worker.weight_version = snapshot.version
             self.places.policy.forget(list(self.workers.values()))
-        async with asyncio.timeout(self._dispatch.request_timeout_s):
-            while not self.ready():
-                if self._dispatch.hopeless or not self.repaired:
-                    reasons = "; ".join(str(error) for error in errors.values()) or "there is none"
-                    reasons = self._dispatch.hopeless or reasons
-                    raise EngineError(
-                        f"no engine has the weights of version {snapshot.version}: {reasons}"
-                    )
-                await self._change.wait()
+        reasons = "; ".join(str(error) for error in errors.values()) or "there is none"
+        try:
+            async with asyncio.timeout(self._dispatch.request_timeout_s):
+                await self._some_ready()
+        except (TimeoutError, EngineError) as error:
+            why = self._dispatch.hopeless or reasons
+            raise EngineError(
+                f"no engine has the weights of version {snapshot.version}: {why}"
+            ) from error
+
+    async def _some_ready(self) -> None:
+        """Wait until an engine takes requests.
+
+        Raises:
+            EngineError: none will.
+        """
+        while not self.ready():
+            if self._dispatch.hopeless or not self.repaired:
+                raise EngineError("nobody brings an engine back")
+            await self._change.wait()
 
     def ready(self) -> list[Worker]:
         """The engines that get requests."""

@@ -200,7 +200,7 @@ class _Exchange:
         Raises:
             EngineGoneError: it has another one.
         """
-        if reply.status == 200 and self._name is not None and self._name not in body:
+        if reply.status == 200 and self._name is not None and not _names(body, self._name):
             reply.distrust()
             raise EngineGoneError(f"{worker.url} answered another request than it was asked")
 
@@ -209,7 +209,7 @@ class _Exchange:
         target = scope.get("raw_path") or scope["path"].encode()
         if scope["query_string"]:
             target += b"?" + scope["query_string"]
-        token = getattr(worker.engine, "token", None)
+        token = worker.engine.token
         lines = [b"POST %b HTTP/1.1\r\nhost: %b\r\n" % (target, host)]
         for name, value in scope["headers"]:
             if name not in _NOT_SENT and (token is None or name != b"authorization"):
@@ -281,6 +281,16 @@ def _name(body: bytes) -> bytes | None:
     at = body.find(b'"rid"')
     found = None if at < 0 else _RID.match(body, at)
     return None if found is None else found[1]
+
+
+def _names(body: bytes, name: bytes) -> bool:
+    """Whether this is in an answer as its `id`, or begins that of a choice, and is not only some
+    number in it."""
+    return any(
+        b'"id":%b"%b%b' % (space, name, end) in body
+        for space in (b"", b" ")
+        for end in (b'"', b"_")
+    )
 
 
 def _check(worker: Worker, reply: Reply, body: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,6 +89,7 @@ def _connect(row: EngineRow, models: Models, url: str, dialect: str | None) -> A
 
 def _client(make: Callable[..., Any], models: Models, url: str) -> Any:
     config = models.config
+    variable = config.engine.engine_token_env
     return make(
         url,
         ClientSettings(
@@ -97,6 +99,7 @@ def _client(make: Callable[..., Any], models: Models, url: str) -> Any:
             tokenizer=models.tokenizer,
             request_timeout_s=config.router.router_request_timeout_s,
             model_dir=Path(str(config.model.hf_checkpoint)),
+            token=None if variable is None else os.environ.get(variable),
         ),
     )
 

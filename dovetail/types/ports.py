@@ -84,6 +84,8 @@ class RemoteEngine(Engine, Protocol):
     """`http://host:port`, without a path."""
     dialect: str
     """What it speaks: `sglang` or `vllm`."""
+    token: str | None
+    """That requests to it carry (Authorization: Bearer); None: it wants none."""
 
     async def healthy(self, timeout_s: float) -> bool:
         """Whether it answers within that time. Never raises."""

@@ -34,6 +34,13 @@ class EngineConfig(Section):
         default_factory=list,
         description="Engines that run already, HOST:PORT each; none is started then.",
     )
+    engine_token_env: str | None = Field(
+        None,
+        description=(
+            "Environment variable with the token that the engines of rollout_external_engine_addrs "
+            "want (Authorization: Bearer)."
+        ),
+    )
     engine_python: str | None = Field(
         None,
         description=(

@@ -83,9 +83,10 @@ class SglangEngine:
         self, url: str, settings: ClientSettings, pause_mode: PauseMode = "retract"
     ) -> None:
         self.url = url.rstrip("/")
+        self.token = settings.token
         self._settings, self._pause_mode = settings, pause_mode
         self._http = HttpClient(
-            self.url, settings.token, settings.request_timeout_s, name=f"SGLang at {self.url}"
+            self.url, self.token, settings.request_timeout_s, name=f"SGLang at {self.url}"
         )
         self.groups = WeightGroups(self._http)
         self._nonce, self._numbers = uuid.uuid4().hex[:8], itertools.count()

@@ -74,9 +74,10 @@ class VllmEngine:
 
     def __init__(self, url: str, settings: ClientSettings) -> None:
         self.url = url.rstrip("/")
+        self.token = settings.token
         self._settings = settings
         self._http = HttpClient(
-            self.url, settings.token, settings.request_timeout_s, name=f"vLLM at {self.url}"
+            self.url, self.token, settings.request_timeout_s, name=f"vLLM at {self.url}"
         )
         self.transfer = WeightTransfer(self._http)
         self._open: dict[str, str] = {}

@@ -39,6 +39,11 @@ def _notes(flags: str) -> list[str]:
         ("--rollout-engine vllm --rollout-external-engine-addrs gpu7:1", "other machines"),
         ("--rollout-engine vllm --weight-transport disk", "no place to write"),
         ("--rollout-num-engines 2 --weight-transport disk", "no place to write"),
+        (
+            "--rollout-engine vllm --rollout-external-engine-addrs localhost:1 "
+            "--engine-token-env NOBODY_SET_THIS",
+            "NOBODY_SET_THIS",
+        ),
         ('--rollout-engine vllm --multimodal-keys {"image":"images"}', "images"),
     ],
 )

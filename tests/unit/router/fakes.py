@@ -40,6 +40,7 @@ class HeldEngine:
 
     url: str
     dialect: str = "sglang"
+    token: str | None = None
     stubborn: bool = False
     """Finishes also what was cancelled: the answer comes late."""
     asked: list[Asked] = field(default_factory=list)

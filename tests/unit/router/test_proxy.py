@@ -15,6 +15,7 @@ import uvloop
 
 from dovetail.router.bridge import Bridge
 from dovetail.router.pool import Pool
+from dovetail.router.proxy import _names
 from dovetail.router.server import RouterServer
 from dovetail.router.workers import Behind
 from tests.faulty_engine import Fault, FaultyEngine, expected_ids
@@ -31,6 +32,7 @@ class Stub:
 
     url: str
     dialect: str = "sglang"
+    token: str | None = None
     aborted: Any = "never"
     token: str | None = None
 
@@ -415,6 +417,20 @@ def test_an_engines_own_token_takes_the_place_of_the_clients(run: Run) -> None:
                 assert engine.headers[-1]["authorization"] == seen
 
     run(main())
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_its_own"),
+    [
+        (b'{"output_ids":[183,18],"meta_info":{"id":"18","weight_version":"3"}}', True),
+        (b'{"output_ids": [7], "meta_info": {"id": "18"}}', True),
+        (b'[{"output_ids":[7],"meta_info":{"id":"18_0"}}]', True),
+        (b'{"output_ids":[183,18],"meta_info":{"id":"17","weight_version":"18"}}', False),
+        (b'{"output_ids":[18],"meta_info":{"id":"181"}}', False),
+    ],
+)
+def test_an_answer_is_a_requests_own_by_its_id_alone(answer: bytes, is_its_own: bool) -> None:
+    assert _names(answer, b"18") is is_its_own
 
 
 def test_a_thousand_requests_through_faulty_engines_are_each_answered_rightly_once() -> None:
