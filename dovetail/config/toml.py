@@ -9,6 +9,7 @@ A leaf may also stand before the first table, since leaf names are unique. `[vll
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from dovetail.config.leaves import Leaf, leaves, nearest, sections
 from dovetail.config.passthrough import PREFIXES
 from dovetail.types.errors import ConfigError
 
+ORIGINS = "origins.json"
+"""Beside the config.toml of a run: where each of its values comes from."""
 _POSITION = re.compile(r" \(at line (\d+), column (\d+)\)$")
 _NUMBERS = ("int", "float")
 
@@ -34,6 +37,7 @@ def read_toml(path: Path, into: Incoming) -> None:
     """
     text = _read(path)
     tree = _parse(path, text)
+    left_alone = _left_alone(path)
     for table, key, value in _settings(path, text, tree):
         where = _where(path, text, table, key)
         if not understood(key):
@@ -42,7 +46,19 @@ def read_toml(path: Path, into: Incoming) -> None:
         leaf = leaves().get(key)
         if leaf is not None:
             _check_type(leaf, value, where)
+            if key in left_alone and key not in into.values and value == leaf.default:
+                continue
         into.put(key, value, f"{path}:{f'{table}.' if table else ''}{key}")
+
+
+def _left_alone(path: Path) -> set[str]:
+    """Of a run directory's config.toml, which has every setting: those that nobody set. As settings
+    of somebody's they would be looked at for having no effect."""
+    try:
+        origins = json.loads((path.parent / ORIGINS).read_bytes())
+        return {leaf for leaf, origin in origins.items() if origin == "default"}
+    except (OSError, ValueError, AttributeError):
+        return set()
 
 
 def _read(path: Path) -> str:

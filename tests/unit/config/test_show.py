@@ -1,3 +1,4 @@
+import json
 import tomllib
 from pathlib import Path
 
@@ -31,6 +32,21 @@ def test_a_resolved_run_reads_back_to_the_same_run(tmp_path: Path) -> None:
     assert again.config == resolved.config
     assert again.passthrough == resolved.passthrough
     assert diff(resolved, again) == []
+
+
+def test_what_nobody_set_in_a_run_is_not_set_by_its_own_configuration(tmp_path: Path) -> None:
+    resolved = resolve([], ["--num-rollout", "2", "--hf-checkpoint", str(tmp_path)])
+    path = tmp_path / "config.toml"
+    path.write_text(to_toml(resolved))
+    (tmp_path / "origins.json").write_text(json.dumps(resolved.origins))
+    again = resolve([path], [])
+    assert again.config.critic.model_fields_set == again.config.distillation.model_fields_set
+    assert not again.config.critic.model_fields_set
+    assert again.config == resolved.config and again.origins["lr"] == "default"
+    # A default that has changed since then is the run's own.
+    path.write_text(path.read_text().replace("lr = 1e-06", "lr = 2e-06"))
+    assert resolve([path], []).config.optimizer.lr == 2e-6
+    assert resolve([path], ["--lr", "1e-6"]).config.optimizer.lr == 1e-6
 
 
 def test_show_names_the_origin_of_each_value_and_can_leave_defaults_out() -> None:
