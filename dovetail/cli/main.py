@@ -44,11 +44,11 @@ COMMANDS = (
         "serve",
         "Serve a model over HTTP, without training.",
         "dovetail.cli.serve:serve",
-        "serve [RUN.toml] [--flag ...]",
+        "serve [DIR] [RUN.toml] [--flag ...]",
     ),
     Command(
         "config",
-        "Show, check or compare configurations; write the reference page.",
+        "Show, check or compare settings; write the reference page.",
         "dovetail.cli.config:config",
         "config show|check|diff|docs ...",
     ),

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dovetail.config.flags import split_files
@@ -48,8 +48,18 @@ def tell_notes(resolved: Resolved) -> None:
         sys.stderr.write(f"note: {note}\n")
 
 
-def settings_help(command: str, doc: str, first: str = "") -> str:
-    """Help of a command that takes settings; `first`: what may stand before them."""
+def settings_help(
+    command: str,
+    doc: str,
+    first: str = "",
+    read: Mapping[str, set[str] | None] | None = None,
+) -> str:
+    """Help of a command that takes settings.
+
+    Args:
+        first: what may stand before them.
+        read: those that it reads, see `flag_help`.
+    """
     from dovetail.config.reference import flag_help
 
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
@@ -59,7 +69,8 @@ def settings_help(command: str, doc: str, first: str = "") -> str:
 
 A value comes from the default, then from the files from left to right, then from the flags; the
 last one wins. Files are TOML with the sections below ([model] hf_checkpoint = "..."). --no-NAME
-turns a switch off and unsets a value. Defaults stand in [brackets].
+turns a switch off and unsets a value. Defaults stand in [brackets]. --vllm-NAME and --sglang-NAME
+go to the servers of these engines.
 
-{flag_help(width)}
+{flag_help(width, read)}
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from dovetail.cli.settings import asks_for_help, read_settings, settings_help, tell_notes
-from dovetail.run.validate import validate
+from dovetail.run.validate import validate, validate_launch
 
 _DOC = """\
 Train a model: roll out, score, train, publish, once per step. Everything it leaves is in one
@@ -19,6 +19,7 @@ def train(argv: list[str]) -> int:
         return 0
     resolved = read_settings(argv)
     validate(resolved.config)
+    validate_launch(resolved.config, resolved.passthrough)
     tell_notes(resolved)
     from dovetail.run.train import run_training
 

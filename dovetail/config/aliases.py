@@ -197,6 +197,24 @@ INSTEAD: dict[str, str] = {
 }
 """What to use here for a foreign setting of another meaning."""
 
+MEANT: dict[str, str] = {
+    "port": "router_port",
+    "host": "router_host",
+    "api_key": "router_token_env",
+    "model": "hf_checkpoint",
+    "model_path": "hf_checkpoint",
+    "engine": "rollout_engine",
+    "max_model_len": "rollout_max_context_len",
+    "context_length": "rollout_max_context_len",
+    "tensor_parallel_size": "vllm_tensor_parallel_size",
+    "gpu_memory_utilization": "vllm_gpu_memory_utilization",
+    "tp": "sglang_tp_size",
+    "tp_size": "sglang_tp_size",
+    "mem_fraction_static": "sglang_mem_fraction_static",
+}
+"""What those mean who type flags of vLLM's and SGLang's servers; elsewhere they may mean something
+else, so it is a guess for the message, no alias."""
+
 _IN_CUSTOM_CONFIG = "put {} into the file of --custom-config-path, for functions that read it"
 HOW: dict[str, str] = {
     "fully_async": (

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from dovetail.config.aliases import ALIASES, FIXED, UNSUPPORTED, WITHOUT_EFFECT, unsupported
+from dovetail.config.aliases import (
+    ALIASES,
+    FIXED,
+    MEANT,
+    UNSUPPORTED,
+    WITHOUT_EFFECT,
+    unsupported,
+)
 from dovetail.config.leaves import leaves, nearest
 from dovetail.config.passthrough import is_passthrough
 from dovetail.types.errors import ConfigError
@@ -79,7 +86,8 @@ def unknown(name: str, written: str, where: str, *, style: str) -> ConfigError:
     reason = unsupported(name)
     if reason is not None:
         return ConfigError(f"{where}: {reason}")
-    closest = nearest(name, [*leaves(), *ALIASES])
+    closest = MEANT.get(name) if style == "flag" else None
+    closest = closest or nearest(name, [*leaves(), *ALIASES])
     if closest is None:
         hint = "dovetail train --help lists all of them"
     elif style == "flag":

@@ -77,7 +77,7 @@ SERVER_HOOKS = {
     "compat_imports",
 }
 """Settings of functions that a server calls, and how they are loaded."""
-_SERVING_READS: dict[str, set[str] | None] = {
+SERVING_READS: dict[str, set[str] | None] = {
     "model": None,
     "engine": None,
     "router": None,
@@ -95,7 +95,7 @@ def serving_notes(config: RunConfig) -> Iterator[str]:
     """Of a server without training: what was given and has no effect."""
     idle: list[str] = []
     for section in sorted(config.model_fields_set):
-        known = _SERVING_READS.get(section, set())
+        known = SERVING_READS.get(section, set())
         if known is not None:
             idle += sorted(getattr(config, section).model_fields_set - known)
     if idle:

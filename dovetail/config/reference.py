@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 from dovetail.config.aliases import ALIASES, FIXED, UNSUPPORTED, WITHOUT_EFFECT
@@ -17,13 +18,20 @@ _LITERAL_ZERO = ("int", "float")
 _HELP_COLUMN = 38
 
 
-def flag_help(width: int = 100) -> str:
-    """Every flag, grouped by section, for a terminal of `width` columns."""
+def flag_help(width: int = 100, read: Mapping[str, set[str] | None] | None = None) -> str:
+    """Flags, grouped by section, for a terminal of `width` columns.
+
+    Args:
+        read: sections, and which of their settings (None: all); default: everything.
+    """
     blocks = []
     for section, declaration in sections().items():
+        if read is not None and section not in read:
+            continue
+        wanted = None if read is None else read[section]
         lines = [f"{section}: {_first_line(declaration.__doc__)}"]
         for leaf in leaves().values():
-            if leaf.section == section:
+            if leaf.section == section and (wanted is None or leaf.name in wanted):
                 lines += _help_lines(leaf, width)
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)

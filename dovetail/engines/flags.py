@@ -37,9 +37,13 @@ def chosen(
         if name.startswith("no_") and isinstance(value, bool):
             name, value = name.removeprefix("no_"), not value
         if name in runs_own:
+            instead = runs_own[name]
+            if instead.startswith("nothing: "):
+                cure = f"leave it out: {instead.removeprefix('nothing: ')}"
+            else:
+                cure = f"use {instead} instead"
             raise ConfigError(
-                f"--{prefix}-{name.replace('_', '-')} is set by the run itself; instead of it use "
-                f"{runs_own[name]}"
+                f"--{prefix}-{name.replace('_', '-')} is set by the run itself; {cure}"
             )
         found[name] = value
     return found

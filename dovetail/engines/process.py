@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from dovetail.transport import keeper
@@ -24,7 +26,9 @@ HOST = "127.0.0.1"
 _LOOK_EVERY_S = 0.02
 _LOOK_SELDOM_S = 0.2
 _KILL_S = 3.0
-_TAIL_BYTES, _TAIL_LINES = 8192, 25
+_TAIL_BYTES, _TAIL_LINES = 2**16, 25
+_USAGE = re.compile(r"usage: (.*)^\S+: (error: .*)", re.DOTALL | re.MULTILINE)
+"""What argparse prints about a command line that it refuses."""
 _SIGNALLED = 128
 
 
@@ -131,10 +135,13 @@ class ServerProcess:
             with open(self.log_file, "rb") as log:
                 end = log.seek(0, os.SEEK_END)
                 log.seek(max(self._log_start, end - _TAIL_BYTES))
-                lines = log.read().decode(errors="replace").splitlines()
+                text = log.read().decode(errors="replace")
         except OSError as error:
             return f"(the log can't be read: {error.strerror})"
-        return "\n".join(lines[-_TAIL_LINES:]) or "(it printed nothing)"
+        refused = _USAGE.search(text)
+        if refused:
+            return refused[2].rstrip() + _meant(refused[2], refused[1])
+        return "\n".join(text.splitlines()[-_TAIL_LINES:]) or "(it printed nothing)"
 
     @property
     def end_of_log(self) -> str:
@@ -219,6 +226,14 @@ class ServerProcess:
         # Nobody is left of it, or what is left belongs to another user.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._keeper.pid, signal.SIGKILL)
+
+
+def _meant(error: str, usage: str) -> str:
+    """A guess at the flags that an error of argparse complains about."""
+    known = set(re.findall(r"--[a-z][\w.-]+", usage))
+    wrong = re.findall(r"--[a-z][\w.-]+", error)
+    near = [match for flag in wrong for match in get_close_matches(flag, known - {flag}, n=1)]
+    return f" (did you mean {', '.join(near)}?)" if near and "unrecognized" in error else ""
 
 
 def _below(pid: int) -> Iterator[int]:

@@ -136,6 +136,9 @@ class Progress:
     def __init__(self, total_steps: int | None = None) -> None:
         self.total_steps = total_steps
 
+    def resumed(self, done: int) -> None:
+        """The run goes on after this many steps."""
+
     def rollout(self, done: int, total: int, tokens: int = 0) -> None:
         """`done` of `total` groups of this step are there, with `tokens` response tokens."""
 
@@ -171,6 +174,10 @@ class PlainProgress(Progress):
         self._stream, self._clock = stream, clock
         self._quiet_until = clock() + _PLAIN_EVERY_S
         self._done = 0
+
+    def resumed(self, done: int) -> None:
+        self._done = done
+        self.say(f"resumed after step {done}")
 
     def rollout(self, done: int, total: int, tokens: int = 0) -> None:
         self._sometimes(done, total, f"rollout {done}/{total} groups, {compact(tokens)} tokens")
@@ -223,6 +230,10 @@ class RichProgress(Progress):
         self._phase: Any = None
         self._phase_name = ""
         self._started = self._closed = False
+
+    def resumed(self, done: int) -> None:
+        self._bars.update(self._run, completed=done, count=self._steps(done))
+        self.say(f"resumed after step {done}")
 
     def rollout(self, done: int, total: int, tokens: int = 0) -> None:
         self._show("rollout", done, total, f"{done}/{total} groups {compact(tokens)} tok")

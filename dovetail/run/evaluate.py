@@ -25,6 +25,7 @@ from dovetail.run.rehearse.plan import IN_EVALUATION, rehearse_hooks
 from dovetail.run.report import Reporter, RunReport, Timer, tracker_names
 from dovetail.run.rollouts import make_evaluator
 from dovetail.run.validate import validate_names
+from dovetail.runtime.fleet import Say
 from dovetail.trainers.torch.restore import restore_weights
 from dovetail.types import EvalOutput
 from dovetail.weights.publish import publish
@@ -55,7 +56,7 @@ def run_eval(resolved: Resolved) -> RunReport:
     with users_runner() as runner, Interrupt() as interrupt:
 
         async def work() -> EvalOutput:
-            await _publish(parts, step, run_dir)
+            await _publish(parts, step, run_dir, reporter.say)
             with recording_run(config.observe.trace):
                 return await evaluator(step)
 
@@ -88,13 +89,13 @@ def run_eval(resolved: Resolved) -> RunReport:
     return RunReport(run_dir.path, 0, 0, metrics=found)
 
 
-async def _publish(parts: Parts, step: int, run_dir: RunDir) -> None:
+async def _publish(parts: Parts, step: int, run_dir: RunDir, say: Say) -> None:
     """Give the engine the weights, and start it first where it is not in this process."""
     fleet = parts.fleet
     if fleet is None:
         await parts.engine.receive_weights(step, None)
         return
-    await fleet.start(run_dir.engines)
+    await fleet.start(run_dir.engines, say)
     if parts.router is not None:
         parts.router.serve_on(fleet.thread.loop)
     await publish([fleet.engine], step, weights_of(parts.models))

@@ -114,9 +114,8 @@ class Run:
         """
         if self.fleet is None:
             return
-        logs = self.run_dir.engines
-        self.reporter.say(f"starting {self.fleet.describe()}; logs in {logs}")
-        self.interrupt.run(self.runner, self.fleet.start(logs))
+        starting = self.fleet.start(self.run_dir.engines, self.reporter.say)
+        self.interrupt.run(self.runner, starting)
         if self.router is not None:
             self.router.serve_on(self.fleet.thread.loop)
 

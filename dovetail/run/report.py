@@ -142,7 +142,7 @@ class Reporter:
         )
         self._trackers = open_trackers(tracker_names(observe), setup)
         if resumed_after:
-            self._progress.say(f"resumed after step {resumed_after}")
+            self._progress.resumed(resumed_after)
 
     def rollout_progress(self, done: int, total: int, tokens: int) -> None:
         """Groups of the current step."""

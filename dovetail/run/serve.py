@@ -76,8 +76,7 @@ async def _start(parts: ServedParts, say: Say) -> None:
         await parts.server.serve_here()
         return
     logs = RunDir.create(f"{config.observe.run_name}-serve", config.observe.run_dir).engines
-    say(f"starting {fleet.describe()}; logs in {logs}")
-    await fleet.start(logs)
+    await fleet.start(logs, say)
     if config.checkpoint.load is not None:
         await publish([fleet.engine], parts.step, parts.weights)
     await asyncio.to_thread(parts.server.serve_on, fleet.thread.loop)

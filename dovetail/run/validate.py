@@ -4,11 +4,18 @@ model.
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 from dovetail.algorithms import table as algorithms
 from dovetail.config.check import check, check_names
 from dovetail.config.reward_rules import asked_rewards
 from dovetail.config.run import RunConfig
 from dovetail.engines import table as engines
+from dovetail.engines.interpreter import interpreter
+from dovetail.engines.launch import LaunchSettings
 from dovetail.rewards import table as rewards
 
 
@@ -39,3 +46,37 @@ def validate_names(config: RunConfig) -> None:
         from dovetail.rewards.address import check_url  # Brings aiohttp along.
 
         check_url(config.reward.rm_url)
+
+
+def validate_launch(config: RunConfig, passthrough: Mapping[str, Any]) -> None:
+    """Refuse engines that could never be started: not installed, or with settings of their own that
+    the run sets.
+
+    Raises:
+        ConfigError: a setting is the run's.
+        MissingExtraError: there is no such engine on this machine.
+    """
+    settings = config.engine
+    if config.train_only or not settings.in_processes or settings.external_urls:
+        return
+    row = next(row for row in engines.ENGINES if row.name == settings.rollout_engine)
+    if row.path is not None:
+        return
+    module, _, name = str(row.launch).partition(":")
+    prefix = f"{row.name}_"
+    getattr(importlib.import_module(module), name)(
+        LaunchSettings(
+            model_dir=Path(str(config.model.hf_checkpoint)),
+            port=0,
+            max_context_len=1,
+            python=interpreter(row.name, settings.engine_python),
+            # Where it would be is not known without torch.
+            device="cpu" if config.model.device == "cpu" else "cuda",
+            return_routed_experts=config.algorithm.use_rollout_routing_replay,
+            passthrough={
+                key.removeprefix(prefix): value
+                for key, value in passthrough.items()
+                if key.startswith(prefix)
+            },
+        )
+    )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
+
+SAY_EVERY_S = 20.0
+"""Between two words about who does not answer yet."""
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +125,12 @@ class Fleet:
             raise EngineError("this fleet takes no engines from outside")
         return self._connect(url, dialect)
 
-    async def start(self, log_dir: Path) -> None:
+    async def start(self, log_dir: Path, say: Say = lambda text: None) -> None:
         """Start, or reach, every engine; each one that is started writes a log in `log_dir`.
+
+        Args:
+            say: called with what is being done, and every now and then with who is waited for;
+                also from the fleet's thread.
 
         Raises:
             EngineError: one does not come up; what was started is ended.
@@ -132,15 +140,11 @@ class Fleet:
         try:
             self._store = None if self._make_store is None else self._make_store()
             self._far = FarFleet(self.pool, self._health, self._store)
-            await self._thread.hop(self._far.start(self.specs, log_dir))
+            say(_what_begins(self.specs, log_dir))
+            await self._thread.hop(self._far.start(self.specs, log_dir, say))
         except BaseException:
             self.close()
             raise
-
-    def describe(self) -> str:
-        """One line for a person."""
-        started = sum(spec.launch is not None for spec in self.specs)
-        return f"{started} engines" if started else f"{len(self.specs)} engines that run already"
 
     def close(self) -> None:
         """End every engine that was started; the calling thread waits. A second call does
@@ -197,13 +201,15 @@ class FarFleet:
         self._failure: EngineError | None = None
         self._update_s = self._update_bytes = 0.0
 
-    async def start(self, specs: Sequence[EngineSpec], log_dir: Path) -> None:
+    async def start(self, specs: Sequence[EngineSpec], log_dir: Path, say: Say) -> None:
         """As `Fleet.start`."""
         self.members = [self._member(spec, log_dir) for spec in specs]
         starts = [
             asyncio.ensure_future(one.start(self._health.start_timeout_s, self._health.timeout_s))
             for one in self.members
         ]
+        names = dict(zip(starts, (one.name for one in self.members), strict=True))
+        teller = asyncio.ensure_future(_tell(names, self._health.start_timeout_s, say))
         try:
             await asyncio.gather(*starts)
         except BaseException:
@@ -211,6 +217,8 @@ class FarFleet:
                 start.cancel()
             await asyncio.gather(*starts, return_exceptions=True)
             raise
+        finally:
+            teller.cancel()
         for member in self.members:
             self.pool.add(member.engine)
         self._supervisor.start(self.members)
@@ -315,6 +323,27 @@ class FarFleet:
         log.error("%s", error)
         self._failure = self._failure or error
         self.pool.give_up(str(error))
+
+
+def _what_begins(specs: Sequence[EngineSpec], log_dir: Path) -> str:
+    started = sum(spec.launch is not None for spec in specs)
+    many = "" if len(specs) == 1 else "s"
+    if started:
+        return f"starting {started} engine{many}; logs in {log_dir}"
+    return f"reaching {len(specs)} engine{many}: {', '.join(str(spec.url) for spec in specs)}"
+
+
+async def _tell(starts: Mapping[asyncio.Task[None], str], most_s: float, say: Say) -> None:
+    """Say every now and then who is waited for."""
+    began = time.monotonic()
+    while True:
+        await asyncio.sleep(SAY_EVERY_S)
+        late = [name for start, name in starts.items() if not start.done()]
+        waited = time.monotonic() - began
+        say(
+            f"waiting for {', '.join(late)} for {waited:.0f} s, at most {most_s:.0f} s "
+            "(--engine-start-timeout-s)"
+        )
 
 
 def _facts(member: Member, worker: Worker) -> EngineFacts:

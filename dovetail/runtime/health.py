@@ -252,7 +252,8 @@ class Supervisor:
             member.restarts += 1
             member.vain_starts += 1  # Until it has answered something.
             member.answered = worker.answered
-            log.info("%s is back, with weights of version %s", member.name, worker.weight_version)
+            # After the warning that it died, whoever watches wants to know.
+            log.warning("%s is back, weights of version %s", member.name, worker.weight_version)
             return True
 
     async def _start_and_admit(self, member: Member) -> None:

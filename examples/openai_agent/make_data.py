@@ -77,4 +77,7 @@ def _write(path: Path, rows: list[dict]) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python examples/openai_agent/make_data.py DIRECTORY")
     make_data(Path(sys.argv[1]))
+    print(f"wrote {sys.argv[1]}")

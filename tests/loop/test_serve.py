@@ -18,6 +18,8 @@ import pytest
 
 from dovetail.checkpoint.manager import CheckpointManager
 from dovetail.cli.main import main
+from dovetail.cli.serve import tell
+from dovetail.config.resolve import resolve
 from tests.loop.tiny import make_model
 from tests.serve_process import serving
 
@@ -55,6 +57,7 @@ def test_help_says_what_it_reads(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--help"]) == 0
     said = capsys.readouterr().out
     assert "usage: dovetail serve" in said and "--router-port" in said and "--load" in said
+    assert "--lr " not in said and "--prompt-data" not in said
 
 
 def test_what_is_wrong_is_told_before_the_model_is_read(
@@ -69,6 +72,10 @@ def test_what_is_wrong_is_told_before_the_model_is_read(
         ("--hf-checkpoint", str(model), "--router-host", "0.0.0.0"): "--router-token-env",
         ("--hf-checkpoint", str(model), "--router-token-env", "NO_SUCH"): "NO_SUCH, which is not",
         ("--hf-checkpoint", str(model), "--routr-port", "1"): "did you mean",
+        (str(model), "--port", "1"): "did you mean --router-port?",
+        (str(model.parent),): "neither a model directory",
+        (str(model), "--rollout-engine", "vllm", "--engine-python", "/no"): "/no can't be run",
+        (str(model), "--router-port", str(taken)): "Address already in use",
         # The port is taken before the model, which is none.
         ("--hf-checkpoint", str(tmp_path), "--router-port", str(taken)): "Address already in use",
         (
@@ -90,6 +97,17 @@ def test_settings_of_training_are_told_to_have_no_effect(
     flags = ["--hf-checkpoint", str(model), "--router-port", str(taken), "--lr", "1e-3"]
     assert main(["serve", *flags, "--rollout-max-context-len", "64"]) == 2
     assert "note: without effect in a server: lr\n" in capsys.readouterr().err
+
+
+def test_what_it_prints_has_the_token_where_one_is_wanted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = ["--hf-checkpoint", "DIR"]
+    tell(resolve([], flags), "http://127.0.0.1:1")
+    assert "Authorization" not in capsys.readouterr().out
+    tell(resolve([], [*flags, "--router-token-env", "MINE"]), "http://127.0.0.1:1")
+    said = capsys.readouterr().out
+    assert '-H "Authorization: Bearer $MINE"' in said and "api_key $MINE" in said
 
 
 @pytest.mark.slow

@@ -208,6 +208,24 @@ def test_one_that_ends_before_it_is_ready_says_why(log: Path, started: list[Serv
         asyncio.run(server.wait_ready(_no, 30))
 
 
+def test_a_command_line_that_is_refused_is_told_without_the_usage(
+    log: Path, started: list[ServerProcess]
+) -> None:
+    program = (
+        "import argparse, sys; p = argparse.ArgumentParser('server.py')\n"
+        "[p.add_argument(f'--{name}-size') for name in ('block', 'cache', 'tensor-parallel')]\n"
+        "p.parse_args(['--tensor-paralel-size=2'])"
+    )
+    server = _python(program, log, started)
+    with pytest.raises(EngineError) as caught:
+        asyncio.run(server.wait_ready(_no, 30))
+    assert str(caught.value).endswith(
+        "error: unrecognized arguments: --tensor-paralel-size=2 "
+        "(did you mean --tensor-parallel-size?)"
+    )
+    assert "usage" not in str(caught.value)
+
+
 def test_one_that_is_never_ready_is_ended_with_the_cure(
     log: Path, started: list[ServerProcess]
 ) -> None:

@@ -135,6 +135,22 @@ def test_plain_progress_is_lines_only_and_says_something_in_long_phases():
     assert len(lines) == 4 and "\x1b" not in stream.getvalue()
 
 
+def test_a_resumed_run_counts_on():
+    stream, now = io.StringIO(), [0.0]
+    progress = PlainProgress(100, stream, clock=lambda: now[0])
+    progress.resumed(40)
+    now[0] = 31.0
+    progress.rollout(2, 8, 100)
+    assert stream.getvalue().splitlines() == [
+        "resumed after step 40",
+        "  ... step  41/100: rollout 2/8 groups, 100 tokens",
+    ]
+    bars = RichProgress(100, Console(file=stream, width=150))
+    bars.resumed(40)
+    assert bars._bars.tasks[0].completed == 40
+    bars.close()
+
+
 def test_bars_leave_the_lines_and_a_visible_cursor():
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=150, highlight=False)

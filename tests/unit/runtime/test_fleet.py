@@ -19,6 +19,7 @@ import torch
 from dovetail.engines.launch import ClientSettings, LaunchSpec
 from dovetail.engines.process import HeldPort, ServerProcess
 from dovetail.engines.sglang.client import make_client
+from dovetail.runtime import fleet as fleet_module
 from dovetail.runtime import health
 from dovetail.runtime.fleet import EngineSpec, Fleet
 from dovetail.runtime.health import HealthSettings
@@ -197,6 +198,25 @@ def test_one_that_does_not_start_says_why_and_takes_the_others_along(place: Plac
             await fleet.engine.generate(request(0))
 
     run(work())
+
+
+def test_who_is_waited_for_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_module, "SAY_EVERY_S", 0.01)
+    said: list[str] = []
+
+    async def work() -> None:
+        silent = EngineSpec("engine 0 (silent at there)", connect, url="http://127.0.0.1:9")
+        task = asyncio.ensure_future(place.fleet(silent).start(place.path, said.append))
+        await until(lambda: len(said) > 2)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        fleet = place.fleet(place.quick(0))
+        await fleet.start(place.path, lambda text: said.insert(0, text))
+
+    run(work())
+    assert f"starting 1 engine; logs in {place.path}" in said
+    assert "reaching 1 engine: http://127.0.0.1:9" in said
+    assert said[-1].startswith("waiting for engine 0 (silent at there) for 0 s, at most ")
 
 
 def test_a_start_that_is_cancelled_leaves_nothing(place: Place) -> None:
