@@ -170,7 +170,9 @@ def test_a_picker_that_makes_samples_up_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("matches", "count"), [(None, 1), (strict, 2), (role_content_only, 1)], ids=str
+    ("matches", "count"),
+    [(None, 1), (strict, 2), (role_content_only, 1)],
+    ids=["default", "strict", "role_content_only"],
 )
 def test_arguments_that_a_client_formats_anew_are_the_same_call_unless_compared_strictly(
     matches: Any, count: int
