@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Route
 
 from dovetail import __version__
 from dovetail.router.bridge import Bridge
-from dovetail.router.describe import described
+from dovetail.router.describe import NOT_HERE, described
 from dovetail.router.fields import Fields, RequestError
 from dovetail.router.respond import Json, failure, fields_of
 from dovetail.router.workers import Behind
@@ -166,7 +166,7 @@ def _read_abort(fields: Fields, bridge: Bridge) -> tuple[bool, list[str]]:
 
 def _refused() -> list[BaseRoute]:
     def refuse(reason: str) -> Any:
-        @described(f"Not to be had: {reason}")
+        @described(f"{NOT_HERE}: {reason}")
         async def refused(request: Request) -> Response:
             message = f"{request.url.path}: not to be had here: {reason}"
             return failure(RequestError(message, status=501))

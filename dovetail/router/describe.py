@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 from dovetail.router.bridge import Bridge
 from dovetail.router.fields import Fields
 
+NOT_HERE = "Not to be had"
+"""How the line of a route begins that is there to say why not."""
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 Read = Callable[[Fields, Bridge], object]
 """Reads a body; what it gives is the handler's matter."""

@@ -16,7 +16,7 @@ from starlette.routing import BaseRoute, Route
 
 from dovetail import __version__
 from dovetail.router.bridge import Bridge
-from dovetail.router.describe import description_of
+from dovetail.router.describe import NOT_HERE, description_of
 from dovetail.router.fields import Fields, RequestError, Shape
 from dovetail.router.respond import Json
 from dovetail.router.security import OPEN_PATHS
@@ -167,6 +167,10 @@ def document(routes: Sequence[BaseRoute]) -> dict[str, Any]:
         if not isinstance(route, Route):
             continue
         path = paths.setdefault(route.path_format, {})
+        told = description_of(route.endpoint)
+        if path and told is not None and told[0].startswith(NOT_HERE):
+            # By a run's server; here something else answers it.
+            continue
         for method in sorted((route.methods or set()) - {"HEAD"}):
             path.setdefault(method.lower(), _operation(route, method))
     return {

@@ -89,7 +89,7 @@ class Member:
         while not await reacts():
             if time.monotonic() > deadline:
                 raise EngineError(
-                    f"{self.name} at {self.engine.url} did not answer within {timeout_s:.0f} s "
+                    f"{self.name} did not answer within {timeout_s:.0f} s "
                     "(--rollout-external-engine-addrs, TOML: engine.rollout_external_engine_addrs; "
                     "--engine-start-timeout-s, TOML: engine.engine_start_timeout_s)"
                 )

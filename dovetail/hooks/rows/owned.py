@@ -110,15 +110,21 @@ ROUTER: tuple[HookSpec, ...] = (
                 makes=("__call__",),
                 origin="ASGI class",
             ),
+            CallForm(
+                families=("native",),
+                positional=("app",),
+                makes=("__call__",),
+                origin="ASGI class",
+            ),
         ),
         default="requests go straight to an engine",
         returns="the response",
         when="for every request to the router",
         doc=(
             "`await call_next(request)` hands the request on. The class is constructed once with "
-            "(app, router=router) and its `dispatch(request, call_next)` is awaited; one without "
-            "is an ASGI application, `__call__(scope, receive, send)`. Several stand in the order "
-            "in which they are named, the first outermost."
+            "(app, router=router), or (app) if it takes no router, and its `dispatch(request, "
+            "call_next)` is awaited; one without is an ASGI application, `__call__(scope, receive, "
+            "send)`. Several stand in the order in which they are named, the first outermost."
         ),
         example=(
             "async def count(request, call_next):\n"

@@ -188,10 +188,14 @@ def test_router_middleware_is_a_class_with_dispatch_or_an_asgi_application(tmp_p
         "class Plain:\n"
         "    def __init__(self, app, *, router): ...\n"
         "    async def __call__(self, scope, receive, send): ...\n"
+        "class Bare:\n"
+        "    def __init__(self, app): self.app = app\n"
+        "    async def __call__(self, scope, receive, send): ...\n"
         "class Neither:\n"
         "    def __init__(self, app, *, router): ...\n",
         encoding="utf-8",
     )
     assert bind("router_middleware", f"{file}:Plain", ARGS).form.origin == "ASGI class"
+    assert bind("router_middleware", f"{file}:Bare", ARGS)("inner", "router").app == "inner"
     with pytest.raises(HookError, match="your class has no dispatch"):
         bind("router_middleware", f"{file}:Neither", ARGS)

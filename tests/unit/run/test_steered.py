@@ -99,6 +99,18 @@ def test_new_weights_are_those_of_the_directory_and_counted(models: tuple[Path, 
     asyncio.run(work())
 
 
+def test_the_description_tells_of_what_is_there_not_why_a_run_refuses_it(
+    models: tuple[Path, Path],
+) -> None:
+    async def work() -> None:
+        async with served(models[0]) as one:
+            paths = (await one.client.get("/openapi.json"))["paths"]
+        assert list(paths["/update_weights_from_disk"]) == ["post"]
+        assert paths["/collective_rpc"]["get"]["summary"].startswith("Not to be had")
+
+    asyncio.run(work())
+
+
 def truncated(new: Path, place: Path) -> None:
     file = place / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
