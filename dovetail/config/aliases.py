@@ -67,8 +67,8 @@ def _table(rows: dict[str, str]) -> dict[str, str]:
 WITHOUT_EFFECT: dict[str, str] = _table(
     {
         "placement over GPUs; this run is one process on one device": """
-            actor-num-nodes actor-num-gpus-per-node rollout-num-gpus rollout-num-gpus-per-engine
-            num-gpus-per-node critic-num-nodes critic-num-gpus-per-node distributed-backend
+            actor-num-nodes actor-num-gpus-per-node rollout-num-gpus num-gpus-per-node
+            critic-num-nodes critic-num-gpus-per-node distributed-backend
             distributed-timeout-minutes tensor-model-parallel-size sequence-parallel
             pipeline-model-parallel-size context-parallel-size expert-model-parallel-size
             expert-tensor-parallel-size allgather-cp balance-data balance-by-flops
@@ -76,6 +76,8 @@ WITHOUT_EFFECT: dict[str, str] = _table(
             object-store-backend mooncake-store-init-kwargs mooncake-replica-num
             p2p-transfer-num-workers p2p-transfer-timeout debug-deterministic-collective
             eval-num-gpus eval-num-gpus-per-engine""",
+        "GPUs of one engine: use --vllm-tensor-parallel-size or --sglang-tp-size": """
+            rollout-num-gpus-per-engine""",
         "evaluation runs between steps, on the weights of the step": """
             eval-hf-dir eval-max-in-flight eval-overflow-policy eval-keep-snapshots""",
         "the run's own server stands before its engine and has the middleware": """
