@@ -28,13 +28,14 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import soak_clients, soak_crowd, soak_probe
+from benchmarks.soak_http import Target
 from benchmarks.soak_model import make_model
 from benchmarks.soak_server import Server, Usage, serve_command, serving
 
@@ -43,10 +44,24 @@ CONNECTIONS = 16_384
 OVER = 0.04
 """How much of its connections too many the crowd is."""
 TURNS = 2
+_HELD_S = 10.0
 _GROWTH_MB = 64.0
 """Memory that the second round may add: what allocators keep differs from round to round."""
 _MOST_MB = 6_000.0
 _ERROR = re.compile(r"^\w*(Error|Exception)\b|never retrieved|never awaited|^CRITICAL|^ERROR")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of it."""
+
+    seed: int = 0
+    scale: float = 1.0
+    """Share of the clients."""
+    connections: int = CONNECTIONS
+    """How many the server takes."""
+    patience: float = 1.0
+    """Share of the time for which clients hold out."""
 
 
 @dataclass
@@ -118,44 +133,46 @@ async def _phase(soak: Soak, server: Server, name: str) -> AsyncIterator[Phase]:
         print(f"    {kind}: {found}", flush=True)
 
 
-async def round_of(soak: Soak, server: Server, seed: int, scale: float, limit: int) -> None:
+async def round_of(soak: Soak, server: Server, plan: Plan) -> None:
     """One round, all phases of it."""
-    agents = max(2, round(AGENTS * scale))
     async with _phase(soak, server, "agents") as phase:
+        agents = max(2, round(AGENTS * plan.scale))
         found = await soak_crowd.agents(server.target, agents, TURNS)
         phase.take("agents", found, frozenset({"ok"}))
     async with _phase(soak, server, "crowd") as phase:
-        over = round(limit * OVER)
-        found = await soak_crowd.crowd(server.target, limit + over, 10.0)
-        phase.take("crowd", found, frozenset({"held", "503"}))
+        over = round(plan.connections * OVER)
+        many, held_s = plan.connections + over, _HELD_S * plan.patience
+        found = await soak_crowd.crowd(server.target, many, held_s)
+        phase.take("crowd", found, frozenset({"held", "503", soak_clients.GONE}))
         # Two ordinary clients and one that just looked have a place too.
         if not over <= found["503"] <= over + 3:
             phase.wrong.append(f"crowd: {found['503']} were told 503, expected {over}")
     async with _phase(soak, server, "hostile") as phase:
-        await _hostile(phase, server, seed, scale)
+        await _hostile(phase, server.target, plan)
 
 
-async def _hostile(phase: Phase, server: Server, seed: int, scale: float) -> None:
+async def _hostile(phase: Phase, target: Target, plan: Plan) -> None:
     """All bands at once."""
 
     async def band(one: soak_clients.Band) -> None:
-        phase.take(one.name, await one.run(server.target, seed, scale), one.allowed)
+        phase.take(one.name, await one.run(target, plan.seed, plan.scale), one.allowed)
 
     async def spoilt() -> None:
-        found = await soak_clients.spoil(server.target, seed, min(1.0, scale))
+        found = await soak_clients.spoil(target, plan.seed, min(1.0, plan.scale))
         phase.take("spoilt fields", found, soak_clients.SPOILT_ALLOWED)
 
     await asyncio.gather(spoilt(), *(band(one) for one in soak_clients.BANDS))
 
 
-async def soak_of(server: Server, seed: int, scale: float, limit: int = CONNECTIONS) -> Soak:
+async def soak_of(server: Server, plan: Plan) -> Soak:
     """Two rounds, and what they left behind."""
     soak = Soak()
+    server.target = replace(server.target, patience=plan.patience)
     soak.usage.append(await server.settled())
     print(f"before: {soak.usage[-1]}", flush=True)
     for number in (1, 2):
         print(f"round {number}", flush=True)
-        await round_of(soak, server, seed + number, scale, limit)
+        await round_of(soak, server, replace(plan, seed=plan.seed + number))
         soak.usage.append(await server.settled())
         print(f"after round {number}: {soak.usage[-1]}", flush=True)
     soak.judge(server)
@@ -179,9 +196,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flags = ["--rollout-num-engines", str(options.engines), "--run-dir", str(directory / "run")]
         limit = max(64, round(CONNECTIONS * options.scale))
         flags += ["--router-max-connections", str(limit)]
+        plan = Plan(options.seed, options.scale, limit)
         with serving(serve_command(model, flags), directory / "server.log") as server:
-            soak = uvloop.run(soak_of(server, options.seed, options.scale, limit))
-        soak.wrong += _complaints(directory / "server.log")
+            soak = uvloop.run(soak_of(server, plan))
+        soak.wrong += complaints(directory / "server.log")
         if options.log is not None:
             shutil.copy(directory / "server.log", options.log)
     for text in soak.wrong:
@@ -191,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if soak.wrong else 0
 
 
-def _complaints(log: Path) -> list[str]:
+def complaints(log: Path) -> list[str]:
     """What the server's log has of errors."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     found = Counter(line[:200] for line in lines if _ERROR.search(line))

@@ -70,7 +70,7 @@ async def _drip(target: Target, first: bytes, rest: bytes) -> str:
         await connection.send(first)
         answer = asyncio.ensure_future(connection.answer(ANSWER_S))
         for place in range(len(rest)):
-            done, _ = await asyncio.wait([answer], timeout=1.0)
+            done, _ = await asyncio.wait([answer], timeout=target.patience)
             if done or not await connection.send(rest[place : place + 1]):
                 break
         return _told((await answer).status)
@@ -87,7 +87,7 @@ async def deaf(target: Target, draw: random.Random) -> str:
     async with Connection(target) as connection:
         connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
         try:
-            async with asyncio.timeout(draw.uniform(10, 20)):
+            async with asyncio.timeout(draw.uniform(10, 20) * target.patience):
                 taken = await connection.send(target.request("GET", "/openapi.json") * 500)
                 await asyncio.sleep(20)
         except TimeoutError:

@@ -26,6 +26,8 @@ class Target:
     host: str
     port: int
     token: str | None = None
+    patience: float = 1.0
+    """Share of the time for which clients hold out."""
 
     @property
     def host_header(self) -> str:
