@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from tests.examples.example_run import ROOT, RunExample, samples_of
-
-sys.path.append(str(ROOT / "examples" / "openai_agent"))
-
-from make_data import CALL, make_data
+from examples.openai_agent.make_data import CALL, make_data
+from tests.examples.example_run import RunExample, samples_of
 
 
 def test_an_agent_learns_to_use_its_tool_and_not_what_the_tool_says(
