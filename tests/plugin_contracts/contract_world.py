@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from contract_paths import run_flags
+from contract_paths import PLUGINS, run_flags
 
 from dovetail.config.resolve import resolve
 from dovetail.config.run import RunConfig
@@ -30,7 +30,8 @@ from dovetail.rollout.rollout import Rollout
 from dovetail.rollout.sampling import mix_seed, rollout_sampling
 from dovetail.router.bridge import Bridge
 from dovetail.router.server import RouterServer
-from dovetail.run.serving import CALLERS
+from dovetail.router.sessions.server import SessionServer
+from dovetail.run.serving import CALLERS, learn_address, serve_sessions
 from dovetail.types import (
     EvalOutput,
     FinishReason,
@@ -54,6 +55,7 @@ DEFAULTS = {
     "--label-key": "label",
     "--num-rollout": "2",
     "--rm-type": "random",
+    "--custom-agent-function-path": f"{PLUGINS / 'native.py'}:agent",
 }
 PATIENCE_S = 60.0
 """A function that takes longer than this for a handful of short samples is taken to hang."""
@@ -290,14 +292,15 @@ class World:
         pytest.fail(fault, pytrace=False)
 
     def _call(self, hook: BoundHook, values: tuple[Any, ...]) -> Any:
-        if hook.spec.slot not in CALLERS or "native" in hook.form.families:
+        if hook.spec.slot not in CALLERS:
             return finish(hook(*values))
 
         async def served() -> Any:
             bridge = Bridge(lambda: self.engine, lambda: self.tokenizer, model="contract")
-            server = RouterServer(bridge)
-            for name in ("sglang_router", "vllm_router", "router"):
-                self.args.learn(**{f"{name}_ip": server.host, f"{name}_port": server.port})
+            sessions = SessionServer(bridge)
+            server = RouterServer(bridge, routes=sessions.routes())
+            learn_address(self.args, server)
+            serve_sessions(sessions, server)
             server.start(asyncio.get_running_loop())
             try:
                 got = hook(*values)

@@ -1,5 +1,6 @@
 """Plugins in Dovetail's own forms."""
 
+import aiohttp
 import torch
 
 
@@ -23,6 +24,14 @@ async def generate(call):
     ids = call.tokenizer.encode(note, add_special_tokens=False)
     sample.append_response_tokens(tokens=ids, trainable=False, text=note)
     return sample
+
+
+async def agent(base_url, prompt, request_kwargs):
+    """One turn by HTTP, for the built-in generate function `agent`."""
+    question = {"messages": [{"role": "user", "content": prompt}], **request_kwargs}
+    where = f"{base_url}/v1/chat/completions"
+    async with aiohttp.ClientSession() as client, client.post(where, json=question) as answer:
+        answer.raise_for_status()
 
 
 async def stamp(sample, rollout_id, evaluation):
