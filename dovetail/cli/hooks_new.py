@@ -99,7 +99,7 @@ def _read(argv: list[str]) -> tuple[list[str], str]:
 def _head(spec: HookSpec, form: str) -> str:
     signatures = [one.signature for one in spec.forms if form in one.families]
     lines = [
-        spec.summary,
+        *textwrap.wrap(spec.summary, _WIDTH),
         "",
         *_wrapped("Called: ", spec.when),
         *_wrapped("Form: ", " or ".join(signatures)),
