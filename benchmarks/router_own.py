@@ -17,8 +17,8 @@ import uvloop
 
 from dovetail.engines.launch import ClientSettings
 from dovetail.engines.sglang.client import SglangEngine
+from dovetail.router.balancer.pool import Pool
 from dovetail.router.bridge import Bridge
-from dovetail.router.pool import Pool
 from dovetail.router.server import RouterServer
 from dovetail.router.workers import Behind
 from dovetail.run.heap import settled_heap

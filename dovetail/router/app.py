@@ -22,12 +22,12 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
 
 from dovetail.router import control, metrics, openapi, workers
+from dovetail.router.balancer.proxy import PassThrough, Proxy
 from dovetail.router.bridge import Bridge
 from dovetail.router.dialects import openai, sglang, tokens, vllm
 from dovetail.router.fields import RequestError
 from dovetail.router.limits import Bounded, Limits
 from dovetail.router.metrics import Counted, Figures
-from dovetail.router.proxy import PassThrough, Proxy
 from dovetail.router.respond import CLIENT_GONE, failure
 from dovetail.router.security import Access, Guard
 from dovetail.router.workers import Behind

@@ -21,8 +21,8 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dovetail.router.balancer.proxy import NATIVE
 from dovetail.router.bridge import Bridge
-from dovetail.router.proxy import NATIVE
 
 if TYPE_CHECKING:
     from dovetail.router.workers import Behind

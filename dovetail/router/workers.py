@@ -23,8 +23,8 @@ from dovetail.types.errors import EngineError
 from dovetail.types.ports import RemoteEngine
 
 if TYPE_CHECKING:
-    from dovetail.router.pool import Pool
-    from dovetail.router.worker import Worker
+    from dovetail.router.balancer.pool import Pool
+    from dovetail.router.balancer.worker import Worker
 
 DRAIN_S = 30.0
 """How long a removed engine may finish what it has; the rest is sent elsewhere."""

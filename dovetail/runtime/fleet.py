@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 
 from dovetail.engines.launch import LaunchSpec
 from dovetail.engines.process import HeldPort, ServerProcess
-from dovetail.router.pool import Pool
-from dovetail.router.worker import Worker
+from dovetail.router.balancer.pool import Pool
+from dovetail.router.balancer.worker import Worker
 from dovetail.runtime.health import GRACE_S, HealthSettings, Member, Supervisor
 from dovetail.runtime.on_loop import LoopThread, OnLoop
 from dovetail.transport.snapshot import SnapshotStore
@@ -55,7 +55,7 @@ class EngineSpec:
 
 @dataclass(frozen=True, slots=True)
 class PoolSettings:
-    """See `router.pool.Pool`."""
+    """See `router.balancer.pool.Pool`."""
 
     policy: str = "cache_aware"
     per_worker: int = 512

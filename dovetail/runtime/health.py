@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dovetail.engines.process import ServerProcess
-from dovetail.router.pool import Pool
-from dovetail.router.worker import Worker, WorkerState
+from dovetail.router.balancer.pool import Pool
+from dovetail.router.balancer.worker import Worker, WorkerState
 from dovetail.types.errors import EngineError
 from dovetail.types.ports import RemoteEngine
 

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from dovetail.router.answer import Answer
+from dovetail.router.balancer.pick import session_key
 from dovetail.router.bridge import Bridge
 from dovetail.router.describe import described
 from dovetail.router.dialects.openai_answers import Told, choice_of, usage_of
@@ -31,7 +32,6 @@ from dovetail.router.dialects.openai_shape import Job, Scored, Shape
 from dovetail.router.fields import Fields, RequestError, is_ids, wrong
 from dovetail.router.fields import Shape as FieldShape
 from dovetail.router.messages import for_template, not_taken
-from dovetail.router.pick import session_key
 from dovetail.router.respond import Json, events, merged, read, together, while_connected
 from dovetail.router.wanted import Wanted, check_answers, openai_wanted
 

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from dovetail.router.answer import Answer
+from dovetail.router.balancer.pick import session_key
 from dovetail.router.bridge import Bridge
 from dovetail.router.describe import described
 from dovetail.router.dialects.sglang_scores import (
@@ -25,7 +26,6 @@ from dovetail.router.dialects.sglang_scores import (
 )
 from dovetail.router.fields import Fields, RequestError, is_ids, wrong
 from dovetail.router.fields import Shape as FieldShape
-from dovetail.router.pick import session_key
 from dovetail.router.respond import (
     Json,
     events,

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from dovetail.router.answer import Answer
+from dovetail.router.balancer.pick import session_key
 from dovetail.router.bridge import Bridge
 from dovetail.router.describe import described
 from dovetail.router.dialects.openai_answers import logprobs_of, usage_of
@@ -24,7 +25,6 @@ from dovetail.router.dialects.openai_scores import (
 )
 from dovetail.router.dialects.openai_shape import Job, Scored, Shape
 from dovetail.router.fields import Fields
-from dovetail.router.pick import session_key
 from dovetail.router.respond import Json, read, together, while_connected
 from dovetail.router.wanted import openai_wanted
 

@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from dovetail.router.commands import SWEEP_S
-from dovetail.router.dispatch import MOST_ATTEMPTS
-from dovetail.router.pool import Pool
-from dovetail.router.worker import Worker
+from dovetail.router.balancer.commands import SWEEP_S
+from dovetail.router.balancer.dispatch import MOST_ATTEMPTS
+from dovetail.router.balancer.pool import Pool
+from dovetail.router.balancer.worker import Worker
 from dovetail.types import (
     EngineBusyError,
     EngineError,

@@ -10,7 +10,7 @@ import pytest
 
 from dovetail.engines.launch import ClientSettings
 from dovetail.engines.sglang.client import SglangEngine
-from dovetail.router.pool import Pool
+from dovetail.router.balancer.pool import Pool
 from dovetail.types import GenerateResult
 from tests.faulty_engine import Fault, FaultyEngine, expected_ids
 from tests.unit.router.fakes import request, snapshot

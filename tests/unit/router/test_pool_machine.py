@@ -16,9 +16,9 @@ from hypothesis.stateful import (
     rule,
 )
 
-from dovetail.router.dispatch import MOST_ATTEMPTS
-from dovetail.router.pick import POLICIES
-from dovetail.router.pool import Pool
+from dovetail.router.balancer.dispatch import MOST_ATTEMPTS
+from dovetail.router.balancer.pick import POLICIES
+from dovetail.router.balancer.pool import Pool
 from dovetail.types import (
     EngineBusyError,
     EngineError,

@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from dovetail.router.breaker import FIRST_REST_S, LONGEST_REST_S, Breaker, BreakerState
-from dovetail.router.pick import (
+from dovetail.router.balancer.breaker import FIRST_REST_S, LONGEST_REST_S, Breaker, BreakerState
+from dovetail.router.balancer.pick import (
     POLICIES,
     CacheAware,
     ConsistentHashing,
@@ -18,7 +18,7 @@ from dovetail.router.pick import (
     prefix_hashes,
     session_key,
 )
-from dovetail.router.worker import Call, Worker, WorkerState
+from dovetail.router.balancer.worker import Call, Worker, WorkerState
 from dovetail.types import ConfigError
 from tests.unit.router.fakes import HeldEngine
 

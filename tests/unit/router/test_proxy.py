@@ -13,9 +13,9 @@ import aiohttp
 import pytest
 import uvloop
 
+from dovetail.router.balancer.pool import Pool
+from dovetail.router.balancer.proxy import _names
 from dovetail.router.bridge import Bridge
-from dovetail.router.pool import Pool
-from dovetail.router.proxy import _names
 from dovetail.router.server import RouterServer
 from dovetail.router.workers import Behind
 from tests.faulty_engine import Fault, FaultyEngine, expected_ids

@@ -11,9 +11,9 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from dovetail.router.balancer.pool import Pool
 from dovetail.router.bridge import Bridge
 from dovetail.router.fields import RequestError
-from dovetail.router.pool import Pool
 from dovetail.router.server import RouterServer
 from dovetail.router.workers import Behind, allowed, worker_id
 from dovetail.types import EngineError, FinishReason, GenerateResult

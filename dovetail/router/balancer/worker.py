@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from dovetail.router.breaker import Breaker
+from dovetail.router.balancer.breaker import Breaker
 from dovetail.types.ports import RemoteEngine, ScoringEngine
 
 

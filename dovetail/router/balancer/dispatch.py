@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from dovetail.router.places import Places
-from dovetail.router.worker import Call, Interrupt, Worker, WorkerState
+from dovetail.router.balancer.places import Places
+from dovetail.router.balancer.worker import Call, Interrupt, Worker, WorkerState
 from dovetail.types.errors import (
     EngineBusyError,
     EngineError,

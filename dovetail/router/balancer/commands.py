@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
-from dovetail.router.dispatch import Dispatch
-from dovetail.router.worker import Call, Interrupt, Worker
+from dovetail.router.balancer.dispatch import Dispatch
+from dovetail.router.balancer.worker import Call, Interrupt, Worker
 from dovetail.types.errors import EngineGoneError
 
 log = logging.getLogger(__name__)

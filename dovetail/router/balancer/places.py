@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from dovetail.router.pick import Policy
-from dovetail.router.worker import Call, Worker
+from dovetail.router.balancer.pick import Policy
+from dovetail.router.balancer.worker import Call, Worker
 from dovetail.types.errors import EngineBusyError
 
 

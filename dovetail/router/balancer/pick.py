@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from dovetail.router.worker import Call, Worker
+from dovetail.router.balancer.worker import Call, Worker
 from dovetail.types.errors import ConfigError
 
 MOST_SESSIONS = 262_144

@@ -16,14 +16,14 @@ import re
 import orjson
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from dovetail.router.aborted import aborted
+from dovetail.router.balancer.aborted import aborted
+from dovetail.router.balancer.dispatch import Stopped
+from dovetail.router.balancer.pick import session_key
+from dovetail.router.balancer.pool import Pool
+from dovetail.router.balancer.upstream import Reply, Upstream
+from dovetail.router.balancer.worker import Call, Interrupt, Worker
 from dovetail.router.bridge import failed
-from dovetail.router.dispatch import Stopped
-from dovetail.router.pick import session_key
-from dovetail.router.pool import Pool
 from dovetail.router.respond import failure, failure_body
-from dovetail.router.upstream import Reply, Upstream
-from dovetail.router.worker import Call, Interrupt, Worker
 from dovetail.types.errors import EngineBusyError, EngineError, EngineGoneError
 
 NATIVE = {

@@ -12,11 +12,11 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from dovetail.router.commands import Aborts, command_all
-from dovetail.router.dispatch import Dispatch, StaleAnswerError, Stats, Stopped
-from dovetail.router.pick import make_policy
-from dovetail.router.places import Places
-from dovetail.router.worker import Call, Interrupt, Worker, WorkerState
+from dovetail.router.balancer.commands import Aborts, command_all
+from dovetail.router.balancer.dispatch import Dispatch, StaleAnswerError, Stats, Stopped
+from dovetail.router.balancer.pick import make_policy
+from dovetail.router.balancer.places import Places
+from dovetail.router.balancer.worker import Call, Interrupt, Worker, WorkerState
 from dovetail.types.calls import (
     FinishReason,
     GenerateRequest,
