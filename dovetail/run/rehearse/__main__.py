@@ -1,4 +1,5 @@
-"""The child: `python -m dovetail.run.rehearse REPLY_FD DUMP_FD`, with the request on its input."""
+"""The child: `python -m dovetail.run.rehearse REPLY_FD DUMP_FD ASKED_FD`, with the request on its
+input."""
 
 from __future__ import annotations
 
@@ -9,12 +10,15 @@ import logging
 import os
 import signal
 import sys
+import threading
 from typing import Any
+
+from dovetail.run.rehearse.stuck import write_stacks
 
 _PR_SET_PDEATHSIG = 1
 
 
-def main(reply_fd: int, dump_fd: int) -> None:
+def main(reply_fd: int, dump_fd: int, asked_fd: int) -> None:
     """Rehearse item after item, and tell a verdict of each."""
     if sys.platform == "linux":
         # Nothing is left running when whoever started us dies.
@@ -22,6 +26,7 @@ def main(reply_fd: int, dump_fd: int) -> None:
     replies = os.fdopen(reply_fd, "w", encoding="utf-8")
     faulthandler.enable(dump_fd)
     faulthandler.register(signal.SIGUSR1, dump_fd, all_threads=True)
+    threading.Thread(target=write_stacks, args=(asked_fd, dump_fd), daemon=True).start()
     request = json.load(sys.stdin)
     # User code that asks for input gets an end of file, not a wait for ever.
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -45,4 +50,4 @@ def main(reply_fd: int, dump_fd: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(*map(int, sys.argv[1:]))

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -65,22 +65,26 @@ class _Child:
         self._stage: dict[str, Any] = {"stage": "start"}
         self._since = self._began = time.monotonic()
         self._patience = _PATIENCE
+        self._read_unheld = False
+        """Its stacks were read while its threads may have gone on: that may crash it."""
 
     def __enter__(self) -> _Child:
         reading, writing = os.pipe()
+        asked, self._ask = os.pipe()
         self._output = tempfile.TemporaryFile()
         self._dump = tempfile.TemporaryFile(buffering=0)
         command = [sys.executable, "-P", "-m", "dovetail.run.rehearse"]
         self._process = subprocess.Popen(
-            [*command, str(writing), str(self._dump.fileno())],
+            [*command, str(writing), str(self._dump.fileno()), str(asked)],
             stdin=subprocess.PIPE,
             stdout=self._output,
             stderr=subprocess.STDOUT,
             env=_environment(),
-            pass_fds=(writing, self._dump.fileno()),
+            pass_fds=(writing, self._dump.fileno(), asked),
             start_new_session=True,
         )
         os.close(writing)
+        os.close(asked)
         self._replies = reading
         self._ready = selectors.DefaultSelector()
         self._ready.register(reading, selectors.EVENT_READ)
@@ -95,6 +99,7 @@ class _Child:
         self._kill()
         self._ready.close()
         os.close(self._replies)
+        os.close(self._ask)
         self._output.close()
         self._dump.close()
 
@@ -138,9 +143,12 @@ class _Child:
     def _is_stuck(self) -> bool:
         stuck = standstill(read_dump(self._stacks()), self._home())
         importing = stuck.kind is Kind.IMPORT and time.monotonic() - self._began < IMPORTS_S
-        if importing or self._stage["stage"] in ("start", "prepare"):
+        if importing:
             self._since = time.monotonic()
-            return not importing
+            return False
+        if self._stage["stage"] in ("start", "prepare"):
+            self._kill()
+            return True
         if stuck.kind is Kind.NOWHERE and self._patience:
             self._since, self._patience = time.monotonic(), self._patience - 1
             return False
@@ -149,15 +157,28 @@ class _Child:
         return True
 
     def _stacks(self) -> str:
-        """Written by a handler of the interpreter's own in C: no lock of Python's is needed."""
+        """As the child's own thread for this writes them; where C code keeps the interpreter's lock
+        from it, as a handler in C does. That one reads stacks that nobody holds still: it crashed
+        children whose threads went on."""
+
+        def ask() -> None:
+            with suppress(BrokenPipeError):
+                os.write(self._ask, b".")
+
+        written = self._written_after(ask)
+        if not written and self._process.poll() is None:
+            self._read_unheld = True
+            written = self._written_after(lambda: self._process.send_signal(signal.SIGUSR1))
+        return written
+
+    def _written_after(self, asking: Callable[[], None]) -> str:
         size = os.fstat(self._dump.fileno()).st_size
-        with suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGUSR1)
+        asking()
         end, written = time.monotonic() + _DUMP_S, size
         while time.monotonic() < end:
             time.sleep(0.05)
             before, written = written, os.fstat(self._dump.fileno()).st_size
-            if size < before == written:
+            if size < before == written or self._process.poll() is not None:
                 break
         return os.pread(self._dump.fileno(), 1 << 20, size).decode(errors="replace")
 
@@ -171,7 +192,8 @@ class _Child:
             verdict.outcome, verdict.message = told(self._stuck, self._timeout_s, self._doing())
             return verdict
         code = self._process.wait()
-        if self._stage["stage"] in ("start", "prepare"):
+        crashed_by_us = self._read_unheld and code == -signal.SIGSEGV
+        if self._stage["stage"] in ("start", "prepare") or crashed_by_us:
             verdict.outcome = Outcome.UNKNOWN
             verdict.message = f"the rehearsal itself ended: {_ending(code)}{self._last_line()}"
             return verdict

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import os
 import re
 import sys
 import sysconfig
@@ -103,7 +104,7 @@ def _kind(inner: Sequence[str]) -> Kind:
 
 
 def read_dump(text: str) -> list[list[Frame]]:
-    """The stacks that `faulthandler` wrote, that of the dumping thread first."""
+    """The stacks that `faulthandler` or `write_stacks` wrote, the current thread's first."""
     stacks: list[tuple[bool, list[Frame]]] = []
     for line in text.splitlines():
         if line.startswith(("Thread 0x", "Current thread 0x", "Stack (most recent")):
@@ -112,6 +113,24 @@ def read_dump(text: str) -> list[list[Frame]]:
         if found and stacks:
             stacks[-1][1].append(Frame(found[1], int(found[2]), found[3]))
     return [stack for _, stack in sorted(stacks, key=lambda pair: pair[0])]
+
+
+def write_stacks(asked_fd: int, dump_fd: int) -> None:
+    """For every byte that comes in on `asked_fd`, write the stacks of the other threads, the main
+    thread's first, for `read_dump`. On a thread of its own: no other one moves meanwhile."""
+    main = threading.main_thread().ident
+    while os.read(asked_fd, 1):
+        here = threading.get_ident()
+        frames = {ident: f for ident, f in sys._current_frames().items() if ident != here}
+        order = sorted(frames, key=lambda ident: ident != main)
+        # At once: whoever waits for it looks at the file's size.
+        os.write(dump_fd, "".join(_dumped(ident, frames[ident]) for ident in order).encode())
+
+
+def _dumped(ident: int, frame: FrameType) -> str:
+    head = "Current thread" if ident == threading.main_thread().ident else "Thread"
+    lines = (f'  File "{one.file}", line {one.line} in {one.name}\n' for one in _stack(frame))
+    return f"{head} 0x{ident:016x} (most recent call first):\n{''.join(lines)}\n"
 
 
 def live_stacks() -> list[list[Frame]]:
