@@ -95,7 +95,12 @@ def _facts(bridge: Bridge) -> list[BaseRoute]:
     async def version(request: Request) -> Response:
         return Json({"version": __version__})
 
+    @described("What this is, and where the rest is")
+    async def root(request: Request) -> Response:
+        return Json(_front(bridge))
+
     handlers = {
+        "/": root,
         "/v1/models": models,
         "/get_model_info": model_info,
         "/model_info": model_info,
@@ -194,6 +199,28 @@ def models_of(bridge: Bridge) -> dict[str, Any]:
         "max_model_len": bridge.max_context_len,
     }
     return {"object": "list", "data": [card]}
+
+
+def _front(bridge: Bridge) -> dict[str, Any]:
+    """For whoever types the address into something."""
+    return {
+        "name": "dovetail",
+        "version": __version__,
+        "model": bridge.model,
+        "weight_version": str(bridge.weight_version),
+        "max_model_len": bridge.max_context_len,
+        "openapi": "/openapi.json",
+        "docs": "docs/serve.md and docs/engines.md of Dovetail's source tell of every route",
+        "paths": {
+            "generate": "/generate",
+            "completions": "/v1/completions",
+            "chat": "/v1/chat/completions",
+            "models": "/v1/models",
+            "workers": "/workers",
+            "health": "/health",
+            "metrics": "/metrics",
+        },
+    }
 
 
 def _model_info(bridge: Bridge) -> dict[str, Any]:

@@ -167,13 +167,6 @@ mean 'max_new_tokens'?
             raise self.wrong(name, value, "a list of one token id or more")
         return tuple(value)
 
-    def objects(self, name: str) -> list[dict[str, Any]] | None:
-        """A list of objects."""
-        value = self.raw(name)
-        if value is not None and not is_objects(value):
-            raise self.wrong(name, value, "a list of objects")
-        return value  # type: ignore[no-any-return]
-
     def table(self, name: str) -> Fields:
         """An object inside this one; absent counts as empty."""
         return Fields(self.raw(name, {}), f"{self._path}{name}.")

@@ -20,7 +20,7 @@ def flatten_content(content: Any) -> str:
     if isinstance(content, Mapping):
         content = [content]
     texts = []
-    for part in content:
+    for part in content if isinstance(content, list) else ():
         if isinstance(part, str):
             texts.append(part)
         elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
@@ -43,6 +43,8 @@ def as_said(message: Mapping[str, Any]) -> dict[str, Any]:
         kind = part.get("type") if isinstance(part, Mapping) else "text"
         if kind not in _TEXTS:
             raise ValueError(f"{kind} parts are not taken: the policy reads text")
+        if isinstance(part, Mapping) and not isinstance(part.get("text", ""), str):
+            raise ValueError(f"got {shown(part['text'])} as the text of a part, expected text")
     made = {name: value for name, value in message.items() if value is not None}
     made["content"] = flatten_content(content)
     # The name that OpenAI gave the system's role later on.
@@ -74,6 +76,6 @@ def _with_object(call: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(function.get("arguments"), str):
         try:
             function["arguments"] = json.loads(function["arguments"] or "{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             return dict(call)
     return {**call, "function": function}

@@ -117,10 +117,6 @@ class Recorder(Fields):
         self._required.append(name)
         return (1,)
 
-    def objects(self, name: str) -> list[dict[str, Any]] | None:
-        self._note(name, {"type": ["array", "null"], "items": {"type": "object"}})
-        return None
-
     def table(self, name: str) -> Fields:
         made = Recorder(f"{self._path}{name}.")
         self._note(name, made)

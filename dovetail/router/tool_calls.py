@@ -1,4 +1,4 @@
-"""What a model wrote, taken apart: thoughts, text, and calls of tools."""
+"""The tools of a request, and what a model wrote, taken apart: thoughts, text, calls of tools."""
 
 from __future__ import annotations
 
@@ -9,11 +9,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dovetail.router.fields import Fields, Shape, is_objects
+
 _CALL = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|$)", re.DOTALL)
 _FUNCTION = re.compile(r"<function=([^>\s]+)>(.*?)(?:</function>|$)", re.DOTALL)
 _PARAMETER = re.compile(r"<parameter=([^>\s]+)>\n?(.*?)\n?</parameter>", re.DOTALL)
 _THOUGHT_END = "</think>"
 _NUMBERS = {"integer": int, "number": float}
+_OBJECT = {"type": ["object", "null"]}
+_FUNCTION_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "minLength": 1},
+        "parameters": {**_OBJECT, "properties": {"properties": _OBJECT}},
+    },
+    "required": ["name"],
+}
+_TOOL = {"type": "object", "properties": {"function": _FUNCTION_SCHEMA}, "required": ["function"]}
+_TOOLS = Shape(
+    {"type": ["array", "null"], "items": {"anyOf": [_TOOL, _FUNCTION_SCHEMA]}},
+)
 
 
 @dataclass
@@ -26,6 +41,37 @@ class ParsedModelOutput:
     """`{"id", "type": "function", "function": {"name", "arguments": object}}`"""
     ill_formed: bool = False
     """A call was begun that can't be read; it stays in the text."""
+
+
+def read_tools(fields: Fields) -> list[dict[str, Any]] | None:
+    """The tools of a request: each `{"type": "function", "function": {...}}`, or the function
+    alone.
+
+    Raises:
+        RequestError: one has no name, or parameters that are no object.
+    """
+    tools = fields.raw("tools", shape=_TOOLS)
+    if tools is not None and not is_objects(tools):
+        raise fields.wrong("tools", tools, "a list of objects")
+    for number, tool in enumerate(tools or ()):
+        _check_tool(fields, f"tools[{number}]", tool)
+    return tools  # type: ignore[no-any-return]
+
+
+def _check_tool(fields: Fields, place: str, tool: dict[str, Any]) -> None:
+    function = tool
+    if "function" in tool:
+        place, function = f"{place}.function", tool["function"]
+    if not isinstance(function, dict):
+        raise fields.wrong(place, function, "an object {'name': ..., 'parameters': ...}")
+    name, parameters = function.get("name"), function.get("parameters")
+    if not isinstance(name, str) or not name:
+        raise fields.wrong(f"{place}.name", name, "the function's name, as text")
+    if not isinstance(parameters, dict | None):
+        raise fields.wrong(f"{place}.parameters", parameters, "a JSON schema: an object")
+    properties = None if parameters is None else parameters.get("properties")
+    if not isinstance(properties, dict | None):
+        raise fields.wrong(f"{place}.parameters.properties", properties, "an object")
 
 
 def parse_model_output(
@@ -92,7 +138,8 @@ def _read(inside: str, tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
         return [tool_call_dict(name, _parameters(name, body, tools)) for name, body in functions]
     try:
         call = json.loads(inside)
-    except ValueError:
+    # Models write a thousand brackets now and then.
+    except (ValueError, RecursionError):
         return None
     if not isinstance(call, dict) or not isinstance(call.get("name"), str):
         return None
@@ -100,26 +147,32 @@ def _read(inside: str, tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     return [tool_call_dict(call["name"], arguments)]
 
 
 def _parameters(name: str, body: str, tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The values of a call that is not JSON, by the types that the tool declares."""
-    kinds: dict[str, Any] = {}
+    kinds: Mapping[str, Any] = {}
     for tool in tools:
-        function = tool.get("function", tool)
+        function = _object(tool.get("function", tool))
         if function.get("name") == name:
-            kinds = (function.get("parameters") or {}).get("properties") or {}
+            kinds = _object(_object(function.get("parameters")).get("properties"))
     return {key: _typed(value, kinds.get(key)) for key, value in _PARAMETER.findall(body)}
 
 
+def _object(value: Any) -> Mapping[str, Any]:
+    """Tools may come unread, from a user's function."""
+    return value if isinstance(value, Mapping) else {}
+
+
 def _typed(value: str, schema: Any) -> Any:
-    kind = schema.get("type") if isinstance(schema, Mapping) else None
+    kind = _object(schema).get("type")
     if kind in (None, "string"):
         return value
     try:
-        return _NUMBERS[kind](value) if kind in _NUMBERS else json.loads(value)
-    except ValueError:
+        made = _NUMBERS.get(kind) if isinstance(kind, str) else None
+        return made(value) if made else json.loads(value)
+    except (ValueError, RecursionError):
         return value

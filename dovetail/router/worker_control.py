@@ -6,6 +6,8 @@ Bodies and answers are those of SGLang 0.5 (sglang/srt/managers/io_struct.py).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,14 +15,24 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from dovetail.router.fields import Fields, RequestError
-from dovetail.router.respond import Json, fields_of
+from dovetail.router.bridge import Bridge
+from dovetail.router.describe import described
+from dovetail.router.fields import Fields, RequestError, Shape
+from dovetail.router.respond import Json, failure_body, read
 from dovetail.types import DovetailError
 
 PAUSES = ("abort", "retract", "in_place")
 CHECKS = ("checksum", "snapshot", "reset_tensors", "compare")
 MEMORY = ("weights", "kv_cache", "cuda_graph")
 _GET_OR_POST = ["GET", "POST"]
+_DIRECTORY = Shape({"type": "string", "pattern": "^/"}, sample="/model", required=True)
+_VERSION_SCHEMA: Mapping[str, Any] = {
+    "anyOf": [{"type": "string", "pattern": "^[0-9]{1,18}$"}, {"type": "integer", "minimum": 0}]
+}
+_VERSION = Shape({"anyOf": [*_VERSION_SCHEMA["anyOf"], {"type": "null"}]})
+_NEW_VERSION = Shape(_VERSION_SCHEMA, sample="1", required=True)
+_MOST_DIGITS = 18
+"""Versions are counted in machine words."""
 
 
 class Steered(Protocol):
@@ -71,48 +83,40 @@ class Steered(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _Update:
+    """A request for new weights."""
+
+    directory: Path
+    version: int | None
+    abort: bool
+    keep_pause: bool
+
+
 def routes(steered: Steered) -> list[BaseRoute]:
     """The routes. They go before those of the same paths that refuse."""
     return [*_weights(steered), *_pauses(steered), *_memory(steered), *_looks(steered)]
 
 
 def _weights(steered: Steered) -> list[BaseRoute]:
+    @described("Take the weights of a directory, all or none", _read_update)
     async def from_disk(request: Request) -> Response:
-        fields = await fields_of(request)
-        path, version = _directory(fields), _version(fields, "weight_version")
-        abort, keep_pause = (
-            fields.flag("abort_all_requests", False),
-            fields.flag("keep_pause", False),
-        )
-        load_format = fields.text("load_format") or "auto"
-        if load_format not in ("auto", "safetensors"):
-            raise fields.wrong("load_format", load_format, "auto or safetensors")
-        fields.refuse("weights are read whole", manifest=None)
-        # Keys and values of old weights never outlive them here.
-        fields.ignore("flush_cache", "torch_empty_cache", "recapture_cuda_graph", "is_async")
-        fields.ignore("token_step", "rid", "http_worker_ipc")
-        fields.finish()
+        asked = await read(request, _read_update)
         try:
-            if abort:
+            if asked.abort:
                 await steered.abort()
-            waiting = await steered.load_weights(path, version)
+            waiting = await steered.load_weights(asked.directory, asked.version)
         except DovetailError as error:
-            said = {"success": False, "message": str(error), "num_paused_requests": 0}
-            return Json(said, status_code=400)
-        if keep_pause:
+            return _failed(error, num_paused_requests=0)
+        if asked.keep_pause:
             await steered.pause()
         now = steered.weight_version
         message = f"Succeeded to update model weights. Weight version updated to {now}."
         return Json({"success": True, "message": message, "num_paused_requests": waiting})
 
+    @described("Say of which version the weights are", _read_version)
     async def new_version(request: Request) -> Response:
-        fields = await fields_of(request)
-        version = _version(fields, "new_version")
-        abort = fields.flag("abort_all_requests", True)
-        fields.ignore("rid", "http_worker_ipc")
-        fields.finish()
-        if version is None:
-            raise fields.wrong("new_version", None, "a whole number, as text")
+        version, abort = await read(request, _read_version)
         if abort:
             await steered.abort()
         await steered.set_weight_version(version)
@@ -126,22 +130,17 @@ def _weights(steered: Steered) -> list[BaseRoute]:
 
 
 def _pauses(steered: Steered) -> list[BaseRoute]:
+    @described("Make no token until /continue_generation", _read_pause)
     async def pause(request: Request) -> Response:
-        fields = await fields_of(request)
-        mode = fields.text("mode", "abort")
-        if mode not in PAUSES:
-            raise fields.wrong("mode", mode, f"one of {', '.join(PAUSES)}")
-        fields.ignore("rid", "http_worker_ipc")
-        fields.finish()
+        mode = await read(request, _read_pause)
         await steered.pause()
         if mode == "abort":
             await steered.abort()
         return Json({"message": "Generation paused successfully.", "status": "ok"})
 
+    @described("Go on after /pause_generation", _read_nothing)
     async def go_on(request: Request) -> Response:
-        fields = await fields_of(request)
-        fields.ignore("torch_empty_cache", "rid", "http_worker_ipc")
-        fields.finish()
+        await read(request, _read_nothing)
         await steered.resume()
         return Json({"message": "Generation continued successfully.", "status": "ok"})
 
@@ -152,12 +151,14 @@ def _pauses(steered: Steered) -> list[BaseRoute]:
 
 
 def _memory(steered: Steered) -> list[BaseRoute]:
+    @described("Give memory back", _read_tags)
     async def release(request: Request) -> Response:
-        await steered.release_memory(await _tags(request))
+        await steered.release_memory(await read(request, _read_tags))
         return Json(None)
 
+    @described("Take memory again", _read_tags)
     async def resume(request: Request) -> Response:
-        await steered.resume_memory(await _tags(request))
+        await steered.resume_memory(await read(request, _read_tags))
         return Json(None)
 
     return [
@@ -167,22 +168,17 @@ def _memory(steered: Steered) -> list[BaseRoute]:
 
 
 def _looks(steered: Steered) -> list[BaseRoute]:
+    @described("Sums of the weights; a copy, noise, a comparison", _read_check)
     async def check(request: Request) -> Response:
-        fields = await fields_of(request)
-        action = fields.text("action") or "checksum"
-        if action not in CHECKS:
-            raise fields.wrong("action", action, f"one of {', '.join(CHECKS)}")
-        skip = fields.texts("skip_tensor_list")
-        # Nothing is quantised, and there is one model.
-        fields.ignore("allow_quant_error", "selector", "rid", "http_worker_ipc")
-        fields.finish()
+        action, skip = await read(request, _read_check)
         try:
             sums = await steered.check_weights(action, skip)
         except DovetailError as error:
-            return Json({"success": False, "message": str(error)}, status_code=400)
+            return _failed(error)
         said: dict[str, Any] = {"success": True, "message": f"{action} done"}
         return Json({**said, "ranks": [{"checksums": sums}]} if sums else said)
 
+    @described("Whether the engine can run a forward")
     async def health(request: Request) -> Response:
         try:
             await steered.probe()
@@ -196,11 +192,60 @@ def _looks(steered: Steered) -> list[BaseRoute]:
     ]
 
 
-async def _tags(request: Request) -> tuple[str, ...]:
-    fields = await fields_of(request)
+def _failed(error: DovetailError, **more: int) -> Response:
+    """As SGLang says it, and as everything else here."""
+    told = failure_body(RequestError(str(error)))
+    return Json({"success": False, **more, **told}, status_code=400)
+
+
+def _read_update(fields: Fields, bridge: Bridge | None = None) -> _Update:
+    found = _Update(
+        _directory(fields),
+        _version(fields, "weight_version", _VERSION),
+        abort=fields.flag("abort_all_requests", False),
+        keep_pause=fields.flag("keep_pause", False),
+    )
+    fields.choice("load_format", ("auto", "safetensors"))
+    fields.refuse("weights are read whole", manifest=None)
+    # Keys and values of old weights never outlive them here.
+    fields.ignore("flush_cache", "torch_empty_cache", "recapture_cuda_graph", "is_async")
+    fields.ignore("token_step")
+    _finish(fields)
+    return found
+
+
+def _read_version(fields: Fields, bridge: Bridge | None = None) -> tuple[int, bool]:
+    version = _version(fields, "new_version", _NEW_VERSION)
+    if version is None:
+        raise fields.wrong("new_version", None, "a whole number, as text")
+    abort = fields.flag("abort_all_requests", True)
+    _finish(fields)
+    return version, abort
+
+
+def _read_pause(fields: Fields, bridge: Bridge | None = None) -> str:
+    mode = fields.choice("mode", PAUSES) or "abort"
+    _finish(fields)
+    return mode
+
+
+def _read_nothing(fields: Fields, bridge: Bridge | None = None) -> None:
+    fields.ignore("torch_empty_cache")
+    _finish(fields)
+
+
+def _read_check(fields: Fields, bridge: Bridge | None = None) -> tuple[str, tuple[str, ...]]:
+    action = fields.choice("action", CHECKS) or "checksum"
+    skip = fields.texts("skip_tensor_list")
+    # Nothing is quantised, and there is one model.
+    fields.ignore("allow_quant_error", "selector")
+    _finish(fields)
+    return action, skip
+
+
+def _read_tags(fields: Fields, bridge: Bridge | None = None) -> tuple[str, ...]:
     tags = fields.texts("tags") or MEMORY
-    fields.ignore("rid", "http_worker_ipc")
-    fields.finish()
+    _finish(fields)
     wrong = [tag for tag in tags if tag not in MEMORY]
     if wrong:
         raise fields.wrong("tags", list(tags), f"some of {', '.join(MEMORY)}")
@@ -208,18 +253,24 @@ async def _tags(request: Request) -> tuple[str, ...]:
 
 
 def _directory(fields: Fields) -> Path:
-    given = fields.text("model_path")
-    if given is None or not Path(given).is_absolute():
+    given = fields.raw("model_path", shape=_DIRECTORY)
+    if not isinstance(given, str) or not given.startswith("/") or "\0" in given:
         raise fields.wrong("model_path", given, "an absolute path of a directory with safetensors")
     return Path(given)
 
 
-def _version(fields: Fields, name: str) -> int | None:
+def _finish(fields: Fields) -> None:
+    """What every request of SGLang may have."""
+    fields.ignore("rid", "http_worker_ipc")
+    fields.finish()
+
+
+def _version(fields: Fields, name: str, shape: Shape) -> int | None:
     """SGLang's versions are texts; here they are counted."""
-    given = fields.raw(name)
+    given = fields.raw(name, shape=shape)
     if given is None:
         return None
     text = str(given) if isinstance(given, str | int) and not isinstance(given, bool) else ""
-    if not text.isascii() or not text.isdigit():
+    if not text.isascii() or not text.isdigit() or len(text) > _MOST_DIGITS:
         raise fields.wrong(name, given, "a whole number, as text")
     return int(text)

@@ -13,7 +13,7 @@ import torch
 
 from dovetail.checkpoint.hf_weights import read_weights
 from dovetail.transport.receive import check_whole, is_snapshot
-from dovetail.types import EngineError, ScoreRequest
+from dovetail.types import CheckpointError, EngineError, ScoreRequest
 
 if TYPE_CHECKING:
     from dovetail.engines.embedded.engine import EmbeddedEngine
@@ -23,9 +23,14 @@ _CURE = "The engine keeps the weights that it has"
 
 
 def _read(directory: Path, model: Any) -> dict[str, torch.Tensor]:
-    if is_snapshot(directory):
-        check_whole(directory)
-    return read_weights(directory, model, _CURE)
+    try:
+        if is_snapshot(directory):
+            check_whole(directory)
+        return read_weights(directory, model, _CURE)
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{directory} can't be read: {error.strerror}. {_CURE}") from error
 
 
 class SteeredEngine:

@@ -33,13 +33,14 @@ from dovetail.router.fields import Fields, RequestError, is_ids, wrong
 from dovetail.router.fields import Shape as FieldShape
 from dovetail.router.messages import for_template, not_taken
 from dovetail.router.respond import Json, events, merged, read, together, while_connected
+from dovetail.router.tool_calls import read_tools
 from dovetail.router.wanted import Wanted, check_answers, openai_wanted
 
 _DEFAULT_TOKENS = 16
 _MESSAGE = "a list of messages {'role': ..., 'content': ...}"
 _IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 _TEXT = {"type": "string", "minLength": 1}
-_PROMPT = FieldShape(
+PROMPT = FieldShape(
     {"anyOf": [_TEXT, _IDS, {"type": "array", "items": {"anyOf": [_TEXT, _IDS]}, "minItems": 1}]},
     sample=[1],
     required=True,
@@ -49,7 +50,7 @@ _PART = {
     "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
     "required": ["type", "text"],
 }
-_MESSAGES = FieldShape(
+MESSAGES = FieldShape(
     {
         "type": "array",
         "minItems": 1,
@@ -123,7 +124,7 @@ def read_chat(fields: Fields, bridge: Bridge) -> _Asked:
     wanted = openai_wanted(fields, limit_names=("max_completion_tokens", "max_tokens"), limit=None)
     logprobs = fields.flag("logprobs", False)
     top = most_alternatives(fields, "top_logprobs", bridge) or 0
-    tools = fields.objects("tools") if fields.raw("tool_choice") != "none" else None
+    tools = read_tools(fields) if fields.raw("tool_choice") != "none" else None
     shape = Shape(
         chat=True,
         logprobs=logprobs,
@@ -218,7 +219,7 @@ def _ignore_rest(fields: Fields) -> None:
 
 
 def _prompts(fields: Fields, bridge: Bridge) -> list[tuple[int, ...]]:
-    given = fields.raw("prompt", shape=_PROMPT)
+    given = fields.raw("prompt", shape=PROMPT)
     several = given if isinstance(given, list) and not is_ids(given) else [given]
     check_answers("prompt", len(several), 1)
     prompts: list[tuple[int, ...]] = []
@@ -243,7 +244,7 @@ def chat_prompt(fields: Fields, bridge: Bridge, *, required: bool = True) -> tup
     Raises:
         RequestError: they are malformed, or nothing that the template takes.
     """
-    messages = fields.raw("messages", shape=replace(_MESSAGES, required=required))
+    messages = fields.raw("messages", shape=replace(MESSAGES, required=required))
     if not isinstance(messages, list) or not messages:
         raise wrong("messages", messages, _MESSAGE)
     continues = fields.flag("continue_final_message", False)
@@ -253,7 +254,7 @@ def chat_prompt(fields: Fields, bridge: Bridge, *, required: bool = True) -> tup
     choice = fields.raw("tool_choice", "auto", shape=FieldShape({"enum": ["auto", "none", None]}))
     if choice not in ("auto", "none"):
         raise wrong("tool_choice", choice, "'auto' or 'none': no tool can be forced")
-    tools = fields.objects("tools")
+    tools = read_tools(fields)
     settings = {
         "tools": tools if choice == "auto" else None,
         "chat_template": fields.text("chat_template"),

@@ -11,16 +11,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dovetail.router.fields import Fields, RequestError, is_ids, is_objects, wrong
+import orjson
+
+from dovetail.router.dialects.openai import MESSAGES
+from dovetail.router.fields import Fields, RequestError, Shape, is_ids, is_objects, wrong
 from dovetail.router.messages import as_said
 from dovetail.router.sessions.tree import Message, Session
-from dovetail.router.wanted import Wanted, openai_wanted
+from dovetail.router.tool_calls import read_tools
+from dovetail.router.wanted import Wanted, openai_wanted, sglang_wanted
 from dovetail.types import SamplingParams
 
 log = logging.getLogger(__name__)
 
 _LIMITS = ("max_completion_tokens", "max_tokens")
 _MESSAGES = "a list of messages {'role': ..., 'content': ...}"
+_PROMPT = Shape(
+    {"anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "minItems": 1}]},
+    sample="hi",
+    required=True,
+)
+_OBJECT = Shape({"type": ["object", "null"]})
+_ID = Shape({"type": ["string", "null"], "pattern": "^[^/]+$", "maxLength": 256})
+_MOST_ID = 256
+_BESIDE = Shape({"description": "As in sampling_params, which counts where both are there."})
+_FLAT = ("temperature", "top_p", "top_k", "min_p", "max_new_tokens", "stop", "sampling_seed")
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 _NEUTRAL: dict[str, Any] = {
     "frequency_penalty": 0,
@@ -29,6 +43,17 @@ _NEUTRAL: dict[str, Any] = {
     "logit_bias": None,
     "response_format": {"type": "text"},
 }
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A request for a session."""
+
+    session_id: str | None
+    sampling: SamplingParams | None
+    """None: as its clients ask."""
+    max_context_len: int | None
+    evaluation: bool
 
 
 @dataclass(frozen=True)
@@ -53,20 +78,64 @@ class Asked:
     token_ids: bool = False
 
 
+def opening(fields: Fields) -> Opening:
+    """A request for a session.
+
+    Raises:
+        RequestError: a field is malformed, or asks for what the engine can't do.
+    """
+    # A slash would make a path that leads elsewhere.
+    name = fields.raw("session_id", shape=_ID)
+    if name is not None and (
+        not isinstance(name, str) or not 0 < len(name) <= _MOST_ID or "/" in name
+    ):
+        raise fields.wrong("session_id", name, f"1 to {_MOST_ID} characters without a slash")
+    return Opening(
+        name,
+        _sampling(fields),
+        max_context_len=fields.integer("max_context_len", None, 1),
+        evaluation=fields.flag("evaluation", False),
+    )
+
+
+def _sampling(fields: Fields) -> SamplingParams | None:
+    """What the session samples with, in SGLang's names, beside the others or in an object."""
+    flat = {name: fields.raw(name, shape=_BESIDE) for name in _FLAT}
+    given = {name: value for name, value in flat.items() if value is not None}
+    inside = sglang_wanted(fields.table("sampling_params")).sampling
+    if "sampling_params" in fields:
+        return inside
+    return sglang_wanted(Fields(given)).sampling if given else None
+
+
+def samples_asked(fields: Fields) -> tuple[dict[str, Any], int | None]:
+    """What the agent tells of its session, and the most tokens of a sample.
+
+    Raises:
+        RequestError: a field is malformed.
+    """
+    told = fields.raw("metadata", {}, shape=_OBJECT)
+    if not isinstance(told, dict):
+        raise fields.wrong("metadata", told, "an object")
+    _check_depth("metadata", told)
+    return told, fields.integer("max_seq_len", None, 1)
+
+
 def chat_asked(fields: Fields, model: str) -> Asked:
     """A request for a chat completion.
 
     Raises:
         RequestError: a field is malformed, or asks for several answers.
     """
-    given = fields.raw("messages")
+    given = fields.raw("messages", shape=MESSAGES)
     if not isinstance(given, list) or not given:
         raise wrong("messages", given, _MESSAGES)
-    tools = fields.objects("tools")
+    _check_depth("messages", given)
+    tools = read_tools(fields)
     choice = fields.raw("tool_choice", "auto")
     if choice not in ("auto", "none"):
         _tell("tool_choice", choice, "no tool can be forced")
-    options = fields.raw("chat_template_kwargs", {})
+    options = fields.raw("chat_template_kwargs", {}, shape=_OBJECT)
     if not isinstance(options, dict):
         raise wrong("chat_template_kwargs", options, "an object")
     return dataclasses.replace(
@@ -84,7 +153,7 @@ def text_asked(fields: Fields, model: str) -> Asked:
     Raises:
         RequestError: a field is malformed, or asks for several answers.
     """
-    given = fields.raw("prompt")
+    given = fields.raw("prompt", shape=_PROMPT)
     one = given[0] if isinstance(given, list) and len(given) == 1 and not is_ids(given) else given
     if not one or not (isinstance(one, str) or is_ids(one)):
         raise wrong("prompt", given, "text, or a list of token ids: one prompt")
@@ -118,6 +187,11 @@ def wanted_of(asked: Asked, session: Session, number: int, *, by_run: bool) -> W
     # Special tokens may be what delimits calls and thoughts.
     sampling = dataclasses.replace(wanted.sampling, seed=seed, skip_special_tokens=False)
     return dataclasses.replace(wanted, sampling=sampling, keep_stop=False)
+
+
+def describe_sampling(fields: Fields) -> None:
+    """What counts of a client's sampling, where it samples as it asks."""
+    openai_wanted(fields, limit_names=_LIMITS, limit=None)
 
 
 def _by_client(asked: Asked, own: SamplingParams | None) -> Wanted:
@@ -162,10 +236,18 @@ def _message(number: int, message: Any) -> Message:
         raise wrong(f"messages[{number}].tool_calls", calls, "a list of objects")
     try:
         return as_said(message)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(
             f"messages[{number}].content: {error}", field=f"messages[{number}].content"
         ) from error
+
+
+def _check_depth(name: str, given: Any) -> None:
+    """What is recorded is sent back later on."""
+    try:
+        orjson.dumps(given)
+    except TypeError as error:
+        raise wrong(name, given, "fewer lists and objects inside each other") from error
 
 
 def _seed_of(seed: int, number: int) -> int:

@@ -29,25 +29,51 @@ from starlette.routing import BaseRoute, Route
 from dovetail.router.answer import Answer
 from dovetail.router.bridge import Bridge
 from dovetail.router.control import models_of
+from dovetail.router.describe import described
 from dovetail.router.dialects.openai_answers import logprobs_of, message_of
 from dovetail.router.dialects.openai_shape import Scored, Shape
 from dovetail.router.fields import Fields, RequestError, wrong
 from dovetail.router.messages import not_taken
-from dovetail.router.respond import Json, fields_of, read, while_connected
+from dovetail.router.respond import Json, read, while_connected
 from dovetail.router.sessions import wire
-from dovetail.router.sessions.ask import Asked, chat_asked, text_asked, wanted_of
+from dovetail.router.sessions.ask import (
+    Asked,
+    chat_asked,
+    describe_sampling,
+    opening,
+    samples_asked,
+    text_asked,
+    wanted_of,
+)
 from dovetail.router.sessions.continuation import Prompt, Template, chat_prompt, text_prompt
 from dovetail.router.sessions.message_match import loose_tool_call
 from dovetail.router.sessions.samples import Collecting, collect
 from dovetail.router.sessions.store import SessionLimits, SessionStore
 from dovetail.router.sessions.tree import Matches, Message, Session, Turn
 from dovetail.router.tool_calls import parse_model_output
-from dovetail.router.wanted import Wanted, sglang_wanted
-from dovetail.types import FinishReason, Sample, SamplingParams
+from dovetail.router.wanted import Wanted
+from dovetail.types import FinishReason, Sample
 
 SERVED: MutableMapping[str, SessionServer] = WeakValueDictionary()
 """By `host:port`: those of this process, for the rollout that opens and ends sessions itself."""
-_FLAT = ("temperature", "top_p", "top_k", "min_p", "max_new_tokens", "stop", "sampling_seed")
+
+
+def _opening(fields: Fields, bridge: Bridge) -> None:
+    opening(fields)
+
+
+def _wanted_samples(fields: Fields, bridge: Bridge) -> None:
+    samples_asked(fields)
+
+
+def _chat_of(fields: Fields, bridge: Bridge) -> None:
+    chat_asked(fields, bridge.model)
+    describe_sampling(fields)
+
+
+def _text_of(fields: Fields, bridge: Bridge) -> None:
+    text_asked(fields, bridge.model)
+    describe_sampling(fields)
 
 
 @dataclass(frozen=True)
@@ -102,19 +128,22 @@ class SessionServer:
             ]
         return routes
 
+    @described("Open a session", _opening)
     async def _open(self, request: Request) -> Response:
-        fields = await fields_of(request)
+        wanted = await read(request, opening)
         session = self.store.open(
-            _sampling(fields),
-            session_id=fields.text("session_id"),
-            max_context_len=fields.integer("max_context_len", None, 1),
-            evaluation=fields.flag("evaluation", False),
+            wanted.sampling,
+            session_id=wanted.session_id,
+            max_context_len=wanted.max_context_len,
+            evaluation=wanted.evaluation,
         )
         return Json({"session_id": session.session_id})
 
+    @described("What a session recorded")
     async def _show(self, request: Request) -> Response:
         return Json(wire.record_of(self._session(request)))
 
+    @described("End a session")
     async def _end(self, request: Request) -> Response:
         session_id = request.path_params["session_id"]
         ended = self.store.end(session_id)
@@ -122,12 +151,10 @@ class SessionServer:
             raise RequestError(f"no session {session_id!r} is open here", status=404)
         return Json({"session_id": session_id, "deleted": True})
 
+    @described("What is trained on of a session", _wanted_samples)
     async def _samples(self, request: Request) -> Response:
-        session, fields = self._session(request), await fields_of(request)
-        agent = fields.raw("metadata", {})
-        if not isinstance(agent, dict):
-            raise wrong("metadata", agent, "an object")
-        most = fields.integer("max_seq_len", None, 1)
+        session = self._session(request)
+        agent, most = await read(request, samples_asked)
         try:
             # Users' functions may take their time.
             samples = await asyncio.to_thread(
@@ -142,20 +169,26 @@ class SessionServer:
             raise RequestError(message, status=422) from error
         return Json(wire.samples_of(session, samples))
 
+    @described("The model of a session, in OpenAI's form")
     async def _models(self, request: Request) -> Response:
         self._session(request)
         return Json(models_of(self.bridge))
 
+    @described("Answer a conversation and record it, in OpenAI's form", _chat_of)
     async def _chat(self, request: Request) -> Response:
         session = self._session(request)
         asked = await read(request, lambda fields: chat_asked(fields, self.bridge.model))
         prompt = self._chat_prompt(session, asked)
         return await self._respond(request, session, asked, prompt)
 
+    @described("Continue a prompt and record it, in OpenAI's form", _text_of)
     async def _complete(self, request: Request) -> Response:
         session = self._session(request)
         asked = await read(request, lambda fields: text_asked(fields, self.bridge.model))
-        prompt = text_prompt(session, asked.prompt, self.bridge.tokenizer)
+        try:
+            prompt = text_prompt(session, asked.prompt, self.bridge.tokenizer)
+        except OverflowError as error:
+            raise wrong("prompt", asked.prompt, "token ids of this model") from error
         return await self._respond(request, session, asked, prompt)
 
     async def _respond(
@@ -299,16 +332,6 @@ class SessionServer:
 
     def _session(self, request: Request) -> Session:
         return self.store.find(request.path_params["session_id"])
-
-
-def _sampling(fields: Fields) -> SamplingParams | None:
-    """What the session samples with, in SGLang's names, beside the others or in an object."""
-    given = fields.raw("sampling_params")
-    flat = {name: fields.raw(name) for name in _FLAT if name in fields}
-    if given is None and not flat:
-        return None
-    table = fields.table("sampling_params") if given is not None else Fields(flat)
-    return sglang_wanted(table).sampling
 
 
 __all__ = ["SessionServer", "SessionSettings"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dovetail.router.tool_calls import parse_model_output
 from tests.unit.router.scripted import Scoring, Scripted, serving
 
 CHAT = "/v1/chat/completions"
@@ -54,6 +55,46 @@ def test_a_message_of_calls_alone_has_no_content() -> None:
     (choice,) = _ask(body, Scripted(f"{CALL}$"))["choices"]
     assert choice["message"]["content"] is None
     assert len(choice["message"]["tool_calls"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("tools", "field"),
+    [
+        ("f", "tools"),
+        (["f"], "tools"),
+        ([{}], "tools[0].name"),
+        ([*TOOLS, {"function": 3}], "tools[1].function"),
+        ([{"function": None, "name": "f"}], "tools[0].function"),
+        ([{"function": {"name": 3}}], "tools[0].function.name"),
+        ([{"function": {"name": "f", "parameters": [1]}}], "tools[0].function.parameters"),
+        ([{"name": "f", "parameters": {"properties": 3}}], "tools[0].parameters.properties"),
+    ],
+)
+def test_malformed_tools_are_named(tools: Any, field: str) -> None:
+    async def work() -> None:
+        async with serving(Scripted("a$")) as client:
+            error = await client.refused(CHAT, {"messages": HELLO, "tools": tools})
+            assert error["param"] == field
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [("integer", 3), (["integer", "null"], 3), ("string", "3"), (None, "3")]
+)
+def test_arguments_that_are_no_json_are_of_the_declared_kind(kind: Any, value: Any) -> None:
+    parameters = {"properties": {"a": {"type": kind}}}
+    tools = [{"function": {"name": "f", "parameters": parameters}}]
+    said = "<tool_call><function=f><parameter=a>3</parameter></function></tool_call>"
+    body = {"messages": HELLO, "tools": tools, "max_tokens": 200}
+    (choice,) = _ask(body, Scripted(f"{said}$"))["choices"]
+    (call,) = choice["message"]["tool_calls"]
+    assert json.loads(call["function"]["arguments"]) == {"a": value}
+
+
+def test_a_model_that_writes_a_thousand_brackets_called_nothing() -> None:
+    said = "<tool_call>" + "[" * 5000 + "</tool_call>"
+    assert parse_model_output(said, tools=TOOLS).text == said
 
 
 @pytest.mark.parametrize("more", [{}, {"tools": TOOLS, "tool_choice": "none"}])

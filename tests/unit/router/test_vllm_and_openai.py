@@ -140,7 +140,8 @@ def test_chat_without_a_limit_has_the_rest_of_the_context() -> None:
 def test_text_parts_tools_and_a_message_to_go_on_from_reach_the_template() -> None:
     parts = [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]
     messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": "so"}]
-    body = {"messages": messages, "tools": [{}, {}], "continue_final_message": True}
+    tools = [{"name": "a"}, {"name": "b"}]
+    body = {"messages": messages, "tools": tools, "continue_final_message": True}
     _, engine = _ask(CHAT, {**body, "max_tokens": 1})
     assert bytes(engine.requests[0].prompt_ids).decode() == "[2]u:hi;a:so;"
 

@@ -372,6 +372,8 @@ def test_a_version_may_be_set_alone(models: tuple[Path, Path]) -> None:
         ("/update_weights_from_disk", {"model_path": 3}, "model_path"),
         ("/update_weights_from_disk", {"model_path": "/x", "weight_version": "-1"}, "weight_v"),
         ("/update_weights_from_disk", {"model_path": "/x", "weight_version": "v2"}, "weight_v"),
+        ("/update_weights_from_disk", {"model_path": "/x\0"}, "model_path"),
+        ("/update_weights_from_disk", {"model_path": "/x", "weight_version": 2**63}, "weight_v"),
         ("/update_weights_from_disk", {"model_path": "/x", "load_format": "dummy"}, "load_form"),
         ("/update_weights_from_disk", {"model_path": "/x", "modl": 1}, "modl"),
         ("/update_weights_from_disk", {"model_path": "/x", "keep_pause": "no"}, "keep_pause"),
@@ -398,5 +400,7 @@ def test_a_directory_that_is_not_there_is_said(models: tuple[Path, Path]) -> Non
         async with served(models[0]) as one:
             with pytest.raises(EngineRefusedError, match="no weights in /nowhere"):
                 await one.load("/nowhere")
+            with pytest.raises(EngineRefusedError, match=r"400: .*can't be read: File name too"):
+                await one.load("/" + "x" * 300)
 
     asyncio.run(work())
