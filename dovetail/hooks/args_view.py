@@ -91,6 +91,9 @@ def _flat(config: RunConfig) -> dict[str, Any]:
             values[name] = values[other]
     values["global_batch_size"] = config.samples_per_optimizer_step
     values["eval_datasets"] = eval_datasets_of(config)
+    # Their routers are the ones that have middleware.
+    for family in ("slime", "miles"):
+        values[f"use_{family}_router"] = bool(values["router_middleware_paths"])
     for foreign, alias in ALIASES.items():
         value = values[alias.leaf]
         if alias.negates:

@@ -31,6 +31,7 @@ from dovetail.router.metrics import Counted, Figures
 from dovetail.router.respond import CLIENT_GONE, failure
 from dovetail.router.security import Access, Guard
 from dovetail.router.workers import Behind
+from dovetail.types.ports import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,21 @@ class RouterView:
     app: Any = None
     verbose: bool = False
     behind: Behind | None = None
+    bridge: Bridge | None = None
+    radix_tree: Any = None
+    """What texts are made of, once `RadixTreeMiddleware` stands before the routes."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's; asked for when there is one, which is on the first request."""
+        assert self.bridge is not None
+        return self.bridge.tokenizer
+
+    @property
+    def aborts_asked(self) -> int | None:
+        """How often requests were ended before their time, by clients or by the run; None where
+        nothing else ends them: the engine of this process."""
+        return None if self.behind is None else self.behind.pool.aborts_asked
 
     @property
     def worker_request_counts(self) -> dict[str, int]:
@@ -93,7 +109,7 @@ def make_app(
         behind: the engines of a fleet, where there are several.
         routes: further ones, which go before those of the same path.
     """
-    view = RouterView(args, behind=behind)
+    view = RouterView(args, behind=behind, bridge=bridge)
     figures = Figures(bridge, behind)
     found = [*sglang.routes(bridge), *vllm.routes(bridge), *openai.routes(bridge)]
     facts = [

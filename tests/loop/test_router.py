@@ -143,6 +143,30 @@ async def generate(args, sample, sampling_params):
     params = {"max_new_token": 4}
     return await post(url, {"text": sample.prompt, "sampling_params": params})
 """
+RADIX = """
+from slime.router.middleware_hub.radix_tree_middleware import postprocess_sample_with_radix_tree
+from slime.utils.http_utils import post
+
+
+async def generate(args, sample, sampling_params):
+    assert args.use_slime_router and args.slime_router_middleware_paths
+    url = f"http://{args.sglang_router_ip}:{args.sglang_router_port}/generate"
+    sampling_params |= {"max_new_tokens": 4, "ignore_eos": True}
+    made = []
+    for turn in range(2):
+        text = sample.prompt + sample.response
+        output = await post(url, {"text": text, "sampling_params": sampling_params})
+        pairs = output["meta_info"]["output_token_logprobs"]
+        made.append([[token, value] for value, token, _ in pairs])
+        answer = output if turn else output["text"]
+        sample = await postprocess_sample_with_radix_tree(args, sample, answer)
+        sample.response += " and" * (turn == 0)
+    if not args.rehearsal:
+        sample.metadata["made"] = made
+    sample.status = sample.Status.COMPLETED
+    sample.weight_versions.append(output["meta_info"]["weight_version"])
+    return sample
+"""
 PARITY = "def rm(sample):\n    return sample.index % 2\n"
 
 
@@ -240,9 +264,9 @@ def test_what_a_foreign_function_had_when_the_step_was_full_is_trained_on_later(
 def test_a_function_that_blocks_the_loop_it_waits_for_is_told_where(
     place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from dovetail.router import bridge
+    from dovetail.router import crossing
 
-    monkeypatch.setattr(bridge, "BLOCKED_AFTER_S", 1.0)
+    monkeypatch.setattr(crossing, "BLOCKED_AFTER_S", 1.0)
     user = place.write("user.py", BLOCKING)
     flags = _train(
         place,
@@ -285,6 +309,30 @@ def test_middleware_stands_before_every_request_in_the_order_of_its_names(place:
     assert main(flags) == 0
     assert sorted(answer["seen"] for answer in _answers(place)) == ["1", "2", "3", "4"]
     assert {answer["way"] for answer in _answers(place)} == {"class asgi 1 function"}
+
+
+@pytest.mark.parametrize("family", ["slime", "miles"])
+def test_a_function_that_handles_texts_only_trains_on_what_was_sampled(
+    family: str, place: Place
+) -> None:
+    user = place.write("user.py", RADIX.replace("slime", family))
+    module = f"{family}.router.middleware_hub.radix_tree_middleware"
+    flags = place.train(
+        custom_generate_function_path=f"{user}:generate",
+        **{f"{family}_router_middleware_paths": f"{module}.RadixTreeMiddleware"},
+    )
+    assert main([*flags, f"--use-{family}-router"]) == 0
+    trained = _trained(place, 1)
+    assert len(trained) == 4
+    for sample in trained:
+        first, second = sample.metadata["made"]
+        assert sample.loss_mask is not None and sample.rollout_log_probs is not None
+        between = sample.loss_mask.count(0)
+        assert between and sample.loss_mask == [1] * 4 + [0] * between + [1] * 4
+        response = sample.tokens[-sample.response_length :]
+        pairs = [list(pair) for pair in zip(response, sample.rollout_log_probs, strict=True)]
+        assert pairs[:4] == first and pairs[-4:] == second
+        assert {value for _, value in pairs[4:-4]} == {0.0}
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,15 @@ ALIASES: tuple[Alias, ...] = (
     Alias(
         f"{_MODULES}.session_tracer", ("rollout.generate_utils.openai_endpoint_utils",), (MILES,)
     ),
+    Alias(
+        f"{_MODULES}.radix_tree",
+        (
+            "router.middleware_hub.radix_tree_middleware",
+            "router.middleware_hub.radix_tree",
+            "router.middleware.radix_tree_middleware",
+        ),
+        (SLIME, MILES),
+    ),
     # What plugins use beside.
     Alias(f"{_MODULES}.misc", ("utils.misc",)),
     Alias(f"{_MODULES}.http", ("utils.http_utils",)),

@@ -49,9 +49,11 @@ class Aborts:
         self._left: set[Call] = set()
         """Their engines were told, and have not ended them yet."""
         self._sweeper: asyncio.Task[None] | None = None
+        self.asked = 0
 
     async def abort(self, request_ids: Sequence[str] | None) -> None:
         """As `Pool.abort`."""
+        self.asked += 1
         if request_ids is None:
             calls = list(self._dispatch.calls)
         else:

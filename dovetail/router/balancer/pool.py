@@ -80,6 +80,11 @@ class Pool:
         self.at_close: list[Callable[[], None]] = []
         """Called when it is closed."""
 
+    @property
+    def aborts_asked(self) -> int:
+        """How often `abort` was called."""
+        return self._aborts.asked
+
     # Engines that come and go
 
     def add(self, engine: RemoteEngine, *, ready: bool = True) -> Worker:
