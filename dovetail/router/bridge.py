@@ -16,8 +16,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
-import linecache
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from functools import cache
@@ -25,6 +23,7 @@ from typing import Any, TypeVar
 
 from dovetail.router.answer import Answer
 from dovetail.router.bounded_tokenizer import BoundedTokenizer
+from dovetail.router.crossing import Crossing
 from dovetail.router.fields import RequestError
 from dovetail.router.wanted import Wanted
 from dovetail.types import (
@@ -47,9 +46,6 @@ T = TypeVar("T")
 _FIRST_PIECE = 16
 """Tokens of a stream's first chunk. Each next one is twice as long, so that the work of taking up
 the response again stays in proportion to its length."""
-BLOCKED_AFTER_S = 30.0
-"""How long the run's loop may not react before requests are refused."""
-_CHECK_EVERY_S = 0.5
 
 
 class Bridge:
@@ -82,6 +78,7 @@ class Bridge:
         self.closing = False
         self.prompt_tokens = self.generated_tokens = self.cached_tokens = 0
         """Of all answers so far."""
+        self._crossing = Crossing(lambda: self.closing)
         self._direct: dict[asyncio.Task[Any], bool] = {}
         """Tasks that wait for an engine of this loop -> whether `end` ended them."""
         self._numbers = itertools.count()
@@ -263,23 +260,7 @@ class Bridge:
             raise RequestError("the run is ending: no more requests are taken", status=503)
         if asyncio.get_running_loop() is self.loop:
             return await self._here(work)
-        future = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.loop))
-        try:
-            while True:
-                done, _ = await asyncio.wait([future], timeout=_CHECK_EVERY_S)
-                if done:
-                    return await future
-                if self.closing:
-                    raise RequestError("the run ended meanwhile", status=503)
-                await self._refuse_if_blocked()
-        except asyncio.CancelledError:
-            own = asyncio.current_task()
-            if own is not None and not own.cancelling():
-                # Not our client, but the run's loop: it was taken down.
-                raise RequestError("the run ended meanwhile", status=503) from None
-            raise
-        finally:
-            future.cancel()
+        return await self._crossing.over(work, self.loop, self.thread_id)
 
     async def _here(self, work: Coroutine[Any, Any, T]) -> T:
         """The same where the engine lives on this very loop."""
@@ -307,38 +288,6 @@ class Bridge:
         self.generated_tokens += len(answer.token_ids)
         self.cached_tokens += answer.cached_tokens
 
-    async def _refuse_if_blocked(self) -> None:
-        loop = self.loop
-        if loop is None or loop.is_closed() or not loop.is_running():
-            return
-        sign = asyncio.Event()
-        here = asyncio.get_running_loop()
-        loop.call_soon_threadsafe(_tell, here, sign)
-        deadline = time.perf_counter() + BLOCKED_AFTER_S
-        while not sign.is_set() and loop.is_running():
-            if time.perf_counter() > deadline:
-                raise RequestError(
-                    f"the run's event loop has not reacted for {BLOCKED_AFTER_S:.0f} s, so "
-                    f"nothing can be generated: a function blocks it{self._where()}. Use `await` "
-                    "with an asynchronous client there, or `await asyncio.to_thread(...)`",
-                    status=503,
-                )
-            try:
-                await asyncio.wait_for(sign.wait(), _CHECK_EVERY_S)
-            except TimeoutError:
-                continue
-
-    def _where(self) -> str:
-        """The line that the run's thread is at, the user's rather than a library's."""
-        frame = sys._current_frames().get(self.thread_id or -1)
-        while frame is not None:
-            path = frame.f_code.co_filename
-            if "site-packages" not in path and "/lib/python" not in path:
-                line = linecache.getline(path, frame.f_lineno).strip()
-                return f" (at {path}:{frame.f_lineno}: {line})"
-            frame = frame.f_back
-        return ""
-
 
 def failed(error: EngineError) -> RequestError:
     """An engine's failure as its clients see it: 429 and 503 may go better later."""
@@ -357,11 +306,6 @@ def failed(error: EngineError) -> RequestError:
 def _has_scores(kind: type) -> bool:
     """As isinstance with the protocol, which takes its time, and is asked for every request."""
     return callable(getattr(kind, "score", None))
-
-
-def _tell(loop: asyncio.AbstractEventLoop, sign: asyncio.Event) -> None:
-    if not loop.is_closed():
-        loop.call_soon_threadsafe(sign.set)
 
 
 def _is(name: str, rid: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from dovetail.router import bridge as bridge_module
+from dovetail.router import crossing
 from dovetail.router.bridge import Bridge
 from dovetail.router.server import RouterServer
 from dovetail.types import ConfigError
@@ -210,7 +210,7 @@ def test_a_request_waits_while_the_run_trains() -> None:
 def test_a_loop_that_somebody_blocks_is_an_error_with_the_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(bridge_module, "BLOCKED_AFTER_S", 0.5)
+    monkeypatch.setattr(crossing, "BLOCKED_AFTER_S", 0.5)
     answers: list[dict[str, Any]] = []
 
     async def work() -> None:
