@@ -174,7 +174,6 @@ FAMILY_ARGS: dict[str, Any] = {
     "vllm_tool_call_parser": None,
     "vllm_reasoning_parser": None,
     # only in miles
-    "use_miles_router": False,
     "use_session_server": None,
     "fully_async": False,
     "max_weight_staleness": None,

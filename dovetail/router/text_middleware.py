@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dovetail.router.fields import Fields, RequestError, is_ids
 from dovetail.router.fields import Shape as FieldShape
-from dovetail.router.respond import Json, failure, read
+from dovetail.router.respond import Json, failure, fields_of
 from dovetail.router.text_cache import TextCache, Trajectory
 from dovetail.types.ports import Tokenizer
 
@@ -73,13 +73,18 @@ class RadixTreeMiddleware:
         if path == "/generate" and scope["method"] in ("POST", "PUT"):
             await self._generate(scope, receive, send)
         elif path == "/retrieve_from_text" and scope["method"] == "POST":
-            await (await self._retrieve(Request(scope, receive)))(scope, receive, send)
+            try:
+                answer = await self._retrieve(Request(scope, receive))
+            except ClientDisconnect:
+                return
+            await answer(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
     async def _retrieve(self, request: Request) -> Json:
         try:
-            return Json(await read(request, self._found))
+            # What is large is read on another thread; the cache belongs to this one.
+            return Json(self._found(await fields_of(request)))
         except RequestError as error:
             return failure(error)
 
