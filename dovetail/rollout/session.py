@@ -100,6 +100,16 @@ async def generate(call: GenerateCall) -> list[Sample]:
     return _told(samples, session, outcome)
 
 
+def arguments(call: GenerateCall, session: Session) -> dict[str, Any]:
+    """What an agent is called with."""
+    return {
+        "base_url": f"{_address(call.args)}/sessions/{session.session_id}",
+        "prompt": call.sample.prompt,
+        "request_kwargs": _request_kwargs(call),
+        "metadata": _metadata(call, session),
+    }
+
+
 def build_chat_request_kwargs(sampling_params: Mapping[str, Any]) -> dict[str, Any]:
     """A run's sampling as keywords of `client.chat.completions.create`."""
     named = {theirs: sampling_params.get(ours) for ours, theirs in _KEY_OF_KWARG.items()}
@@ -144,14 +154,7 @@ async def _run(call: GenerateCall, agent: BoundHook, session: Session) -> _Outco
     """The agent's whole run, until it is over or cut off."""
     _aborts.begin()
     started = time.monotonic()
-    running = asyncio.ensure_future(
-        agent(
-            base_url=f"{_address(call.args)}/sessions/{session.session_id}",
-            prompt=call.sample.prompt,
-            request_kwargs=_request_kwargs(call),
-            metadata=_metadata(call, session),
-        )
-    )
+    running = asyncio.ensure_future(agent(**arguments(call, session)))
     try:
         while not running.done() and not (call.aborted or session.aborted):
             await asyncio.wait({running}, timeout=_LOOK_S)
@@ -170,7 +173,7 @@ async def _run(call: GenerateCall, agent: BoundHook, session: Session) -> _Outco
     if isinstance(error, Exception):
         outcome.error, outcome.late = error, isinstance(error, TimeoutError)
     else:
-        outcome.metadata = _checked(running.result(), agent)
+        outcome.metadata = checked(running.result(), agent)
     return outcome
 
 
@@ -183,7 +186,12 @@ async def _ended(running: asyncio.Future[Any]) -> None:
         await asyncio.wait({running}, timeout=_FAREWELL_S)
 
 
-def _checked(given: Any, agent: BoundHook) -> Mapping[str, Any]:
+def checked(given: Any, agent: BoundHook) -> Mapping[str, Any]:
+    """What an agent gave back, if it is what is expected.
+
+    Raises:
+        HookRunError: neither a dict nor None.
+    """
     if given is None:
         return {}
     if not isinstance(given, Mapping):

@@ -29,11 +29,18 @@ SESSION: tuple[HookSpec, ...] = (
             "Runs an agent that speaks the OpenAI form to base_url; the tokens of its turns are "
             "recorded there. `request_kwargs` are keywords for `client.chat.completions.create`. A "
             "plain function runs in a thread of its own. A function `abort(args)` beside it is "
-            "called when a step ends before all of its agents."
+            "called when a step ends before all of its agents. In a rehearsal "
+            '`metadata["rehearsal"]` is true.'
         ),
         example=(
+            "from openai import AsyncOpenAI\n\n\n"
             "async def agent(base_url, prompt, request_kwargs, metadata):\n"
-            '    return {"asked": base_url}\n'
+            '    client = AsyncOpenAI(base_url=base_url, api_key="any", timeout=None)\n'
+            '    asked = [{"role": "user", "content": str(prompt)}]\n'
+            "    completion = await client.chat.completions.create(\n"
+            '        model="policy", messages=asked, **request_kwargs\n'
+            "    )\n"
+            '    return {"answer": completion.choices[0].message.content}\n'
         ),
         example_name="agent",
         time_limit="agent_timeout_s",

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dovetail.hooks import BoundHook
+from dovetail.rollout import session
 from dovetail.rollout.generate import generate as built_in
 from dovetail.rollout.sampling import rollout_sampling
 from dovetail.run.rehearse.http import served
@@ -29,24 +30,26 @@ _ANSWERS = (
 
 
 def generate(hook: BoundHook, stage: Stage) -> None:
-    """A fresh sample in training, one in evaluation, and one with room for few tokens."""
+    """A fresh sample in training, one in evaluation, and one with room for few tokens. The function
+    of ours that runs agents is tried out with the agent."""
+    if hook.path in session.NAMES:
+        return
     found, stage.made_up = prompts(stage.config, stage.missing)
     for number, sample in enumerate(found):
         sample.index = sample.group_index = number
-    sampling = dataclasses.replace(rollout_sampling(stage.config.rollout), seed=1)
-    long = dataclasses.replace(sampling, max_new_tokens=min(_TOKENS, sampling.max_new_tokens))
+    long = sampling_of(stage)
     cases = {
         "a sample in training": (found[0], long, False),
         "a sample in evaluation": (found[-1], long, True),
         "a response of at most 8 tokens": (
             found[0],
-            dataclasses.replace(sampling, max_new_tokens=8),
+            dataclasses.replace(long, max_new_tokens=8),
             False,
         ),
     }
     with engine(stage, found) as made:
         for where, (sample, how, evaluation) in cases.items():
-            call = _call(stage, made, copy.deepcopy(sample), how, evaluation)
+            call = call_of(stage, made, copy.deepcopy(sample), how, evaluation)
             got = stage.call(_called, hook, call)
             _check([got] if isinstance(got, Sample) else list(got), call, where, stage)
 
@@ -54,12 +57,21 @@ def generate(hook: BoundHook, stage: Stage) -> None:
 @contextmanager
 def engine(stage: Stage, found: list[Sample]) -> Iterator[WrittenEngine]:
     """The stand-in engine, also behind HTTP where the user's code can ask there."""
-    label = found[0].label
-    tokenizer = tokenizer_of(stage.config)
-    written = [text.format(label=label) for text in _ANSWERS]
-    made = WrittenEngine(tokenizer, written)
-    with served(stage, made, tokenizer):
+    made = written(stage, found)
+    with served(stage, made, made.tokenizer):
         yield made
+
+
+def written(stage: Stage, found: list[Sample]) -> WrittenEngine:
+    """The stand-in engine, whose answers have to do with the first prompt."""
+    answers = [text.format(label=found[0].label) for text in _ANSWERS]
+    return WrittenEngine(tokenizer_of(stage.config), answers)
+
+
+def sampling_of(stage: Stage) -> SamplingParams:
+    """The run's, with a seed, and room for no more than written answers take."""
+    run = dataclasses.replace(rollout_sampling(stage.config.rollout), seed=1)
+    return dataclasses.replace(run, max_new_tokens=min(_TOKENS, run.max_new_tokens))
 
 
 async def _called(hook: BoundHook, call: GenerateCall) -> Sample | list[Sample]:
@@ -69,9 +81,10 @@ async def _called(hook: BoundHook, call: GenerateCall) -> Sample | list[Sample]:
     return made
 
 
-def _call(
+def call_of(
     stage: Stage, made: WrittenEngine, sample: Sample, sampling: SamplingParams, evaluation: bool
 ) -> GenerateCall:
+    """What a generate function is called with."""
     tokenizer = tokenizer_of(stage.config)
 
     async def default(one: Sample, how: SamplingParams) -> Sample:

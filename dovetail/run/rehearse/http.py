@@ -34,7 +34,7 @@ def served(stage: Stage, engine: WrittenEngine, tokenizer: Any) -> Iterator[None
     if not _may_ask(stage):
         yield
         return
-    with _server(stage, engine, tokenizer, _middleware_of(stage)):
+    with server(stage, engine, tokenizer, middleware_of(stage)):
         yield
 
 
@@ -42,7 +42,7 @@ def middleware(hook: BoundHook, stage: Stage) -> None:
     """A request of SGLang's form goes through it and back."""
     tokenizer = tokenizer_of(stage.config)
     engine = WrittenEngine(tokenizer, ["The answer is 4."])
-    with _server(stage, engine, tokenizer, [hook]) as url:
+    with server(stage, engine, tokenizer, [hook]) as url:
         request = {"text": "What is 2 + 2?", "sampling_params": {"max_new_tokens": 64}}
         status, answer = stage.call(asyncio.to_thread, _post, f"{url}/generate", request)
     if status != 200:
@@ -69,9 +69,14 @@ def _post(url: str, request: dict[str, Any]) -> tuple[int, str]:
 
 
 @contextmanager
-def _server(
-    stage: Stage, engine: WrittenEngine, tokenizer: Any, hooks: list[BoundHook]
+def server(
+    stage: Stage,
+    engine: WrittenEngine,
+    tokenizer: Any,
+    hooks: list[BoundHook],
+    context_len: int = _CONTEXT,
 ) -> Iterator[str]:
+    """Serve `engine`, and sessions before it, where `args` says then; its address."""
     # They take a while to import: only rehearsals that serve wait for them.
     from dovetail.router.bridge import Bridge
     from dovetail.router.server import RouterServer
@@ -81,22 +86,22 @@ def _server(
         lambda: engine,
         lambda: tokenizer,
         model=str(stage.config.model.hf_checkpoint or "rehearsal"),
-        limits=lambda: (_CONTEXT, None),
+        limits=lambda: (context_len, None),
     )
     makers = [middleware_maker(hook) for hook in hooks]
     sessions = SessionServer(bridge)
     routes = sessions.routes()
-    server = RouterServer(bridge, middleware=makers, args=stage.args, routes=routes)
-    learn_address(stage.args, server)
-    serve_sessions(sessions, server)
-    server.start(stage.loop)
+    serving = RouterServer(bridge, middleware=makers, args=stage.args, routes=routes)
+    learn_address(stage.args, serving)
+    serve_sessions(sessions, serving)
+    serving.start(stage.loop)
     try:
-        yield server.url
+        yield serving.url
     finally:
-        server.close()
+        serving.close()
 
 
-def _middleware_of(stage: Stage) -> list[BoundHook]:
+def middleware_of(stage: Stage) -> list[BoundHook]:
     """That of the run: functions may rely on what it adds. One that can't be loaded is told of by
     its own verdict."""
     found = []

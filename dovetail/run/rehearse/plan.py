@@ -92,7 +92,7 @@ def _is_used(item: Item, config: RunConfig) -> bool:
     if row_of(item.slot) is None or registered_here(item):
         return False
     if item.slot == "custom_generate_function" and item.path in session.NAMES:
-        # An agent may take minutes, and do what can't be undone.
+        # Ours: the agent that it runs has an item of its own.
         return False
     if config.train_only:
         return spec.process == "trainer" or spec.stage == "batch"

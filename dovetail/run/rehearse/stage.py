@@ -56,6 +56,7 @@ _LOOK_S = 0.1
 _LEAVE_MARKS = (
     "data_source",
     "rollout_function",
+    "custom_agent_function",
     "custom_generate_function",
     "rollout_sample_hook",
     "custom_rm",
@@ -201,33 +202,34 @@ class Stage:
         elif isinstance(error, DovetailError) and not self._own_frames(error):
             return Fault(str(error))
         if isinstance(error, SystemExit):
-            return Fault(f"calls sys.exit({error.code!r}) (at {self._line(error)})")
+            return Fault(f"calls sys.exit({error.code!r}) (at {self.line_of(error)})")
         name = type(error).__name__
         said = f"{name}: {error}" if str(error) else name
         if isinstance(error, NotInRehearsal):
-            return Unjudged(f"{error} (at {self._line(error)})")
+            return Unjudged(f"{error} (at {self.line_of(error)})")
         if _outside(error):
-            return Unjudged(f"something outside failed: {said} (at {self._line(error)})")
+            return Unjudged(f"something outside failed: {said} (at {self.line_of(error)})")
         if self._needs_tokenizer(error):
             return Unjudged(
-                f"may need the model's tokenizer: {said} (at {self._line(error)}); name the "
+                f"may need the model's tokenizer: {said} (at {self.line_of(error)}); name the "
                 "model's directory: --hf-checkpoint (TOML: model.hf_checkpoint)"
             )
         if earlier := self._needs_earlier(error):
             return Unjudged(
                 f"may need what the run's {earlier} puts onto samples, which a rehearsal does not "
-                f"have: {said} (at {self._line(error)})"
+                f"have: {said} (at {self.line_of(error)})"
             )
         if self._needs_real_data(error):
             wanted = f"needs {', '.join(self.missing)}, which" if self.missing else "may need what"
             return Unjudged(
-                f"{wanted} made-up samples do not have: {said} (at {self._line(error)}); "
+                f"{wanted} made-up samples do not have: {said} (at {self.line_of(error)}); "
                 "name the data to check with its first rows: --prompt-data (TOML: "
                 "data.prompt_data)"
             )
-        return Fault(f"raises {said} (at {self._line(error)})")
+        return Fault(f"raises {said} (at {self.line_of(error)})")
 
-    def _line(self, error: BaseException) -> str:
+    def line_of(self, error: BaseException) -> str:
+        """The user's line that raised, or that called what raised."""
         own = self._own_frames(error)
         if own:
             return f"{own[-1].filename}:{own[-1].lineno}, in {own[-1].name}"

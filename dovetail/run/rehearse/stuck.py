@@ -140,6 +140,11 @@ def live_stacks() -> list[list[Frame]]:
     return [*sorted(waiting, key=len, reverse=True), *_other_threads()]
 
 
+def main_stack() -> list[Frame]:
+    """Where the main thread is, for another one."""
+    return _stack(sys._current_frames().get(threading.main_thread().ident or 0))
+
+
 def imports_beside(home: str) -> bool:
     """Whether another thread imports a library on behalf of the user's code."""
     found = (_of_stack(stack, home) for stack in _other_threads())

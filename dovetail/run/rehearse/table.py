@@ -13,6 +13,7 @@ REHEARSALS: dict[str, str] = {
     "rollout_all_samples_process": f"{_HERE}.filters:all_samples",
     "rollout_sample_hook": f"{_HERE}.filters:sample_hook",
     "custom_generate_function": f"{_HERE}.generate:generate",
+    "custom_agent_function": f"{_HERE}.agent:agent",
     "router_middleware": f"{_HERE}.http:middleware",
     "rollout_function": f"{_HERE}.rollout:rollout",
     "eval_function": f"{_HERE}.rollout:evaluation",
