@@ -41,10 +41,14 @@ ALIASES: dict[str, Alias] = {
     "sglang_server_concurrency": Alias("server_concurrency", takes_value=True),
     "vllm_server_concurrency": Alias("server_concurrency", takes_value=True),
     "sglang_router_request_timeout_secs": Alias("router_request_timeout_s", takes_value=True),
+    "router_request_timeout_secs": Alias("router_request_timeout_s", takes_value=True),
     "slime_router_timeout": Alias("router_request_timeout_s", takes_value=True),
     "miles_router_timeout": Alias("router_request_timeout_s", takes_value=True),
     "slime_router_max_connections": Alias("router_max_connections", takes_value=True),
     "miles_router_max_connections": Alias("router_max_connections", takes_value=True),
+    "router_health_failure_threshold": Alias(
+        "router_health_check_failure_threshold", takes_value=True
+    ),
     "slime_router_health_check_failure_threshold": Alias(
         "router_health_check_failure_threshold", takes_value=True
     ),
@@ -82,6 +86,25 @@ WITHOUT_EFFECT: dict[str, str] = _table(
             eval-hf-dir eval-max-in-flight eval-overflow-policy eval-keep-snapshots""",
         "the run's own server stands before its engine and has the middleware": """
             use-slime-router use-miles-router""",
+        "it is sglang-router's or vllm-router's; the run has a router of its own": """
+            router-assignment-mode router-backend router-balance-abs-threshold
+            router-balance-rel-threshold router-bucket-adjust-interval-secs router-cache-threshold
+            router-cb-failure-threshold router-cb-success-threshold
+            router-cb-timeout-duration-secs router-cb-window-duration-secs
+            router-disable-circuit-breaker router-disable-health-check router-disable-retries
+            router-dp-aware router-enable-trace router-eviction-interval-secs
+            router-health-check-endpoint router-health-check-interval-secs
+            router-health-check-timeout-secs router-health-success-threshold router-log-dir
+            router-log-level router-max-concurrent-requests router-max-idle-secs
+            router-max-payload-size router-max-tree-size router-otlp-traces-endpoint
+            router-prometheus-duration-buckets router-prometheus-host router-prometheus-port
+            router-queue-timeout-secs router-rate-limit-tokens-per-second router-request-id-headers
+            router-retry-backoff-multiplier router-retry-initial-backoff-ms
+            router-retry-jitter-factor router-retry-max-backoff-ms router-retry-max-retries
+            router-shutdown-grace-period-secs router-tokenizer-cache-enable-l0
+            router-tokenizer-cache-enable-l1 router-tokenizer-cache-l0-max-entries
+            router-tokenizer-cache-l1-max-memory router-worker-startup-check-interval
+            router-worker-startup-timeout-secs""",
         "memory is shared by engine and trainer in this run": """
             offload offload-train offload-rollout offload-rollout-level offload-train-target
             update-weight-buffer-size update-weight-mode update-weight-transport
@@ -203,6 +226,7 @@ MEANT: dict[str, str] = {
     "port": "router_port",
     "host": "router_host",
     "api_key": "router_token_env",
+    "router_api_key": "router_token_env",
     "model": "hf_checkpoint",
     "model_path": "hf_checkpoint",
     "engine": "rollout_engine",

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-PREFIXES = ("vllm", "sglang", "megatron", "router")
+PREFIXES = ("vllm", "sglang", "megatron")
 """Each is also a TOML table: `[vllm] max_num_seqs = 64` is `--vllm-max-num-seqs 64`."""
 
 

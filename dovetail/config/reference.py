@@ -113,7 +113,9 @@ def _foreign() -> str:
     for name, alias in ALIASES.items():
         flag = f"--{name.replace('_', '-')}"
         becomes = "false" if alias.negates else toml_value(alias.constant)
-        rows.append(f"| `{flag}` | `{alias.leaf} = {becomes}` |")
+        own_value = alias.takes_value and alias.constant is None
+        means = alias.leaf if own_value else f"{alias.leaf} = {becomes}"
+        rows.append(f"| `{flag}` | `{means}` |")
     fixed = "\n".join(f"| `--{k.replace('_', '-')}` | only `{v[0]}` |" for k, v in FIXED.items())
     prefixes = ", ".join(f"`--{prefix}-*`" for prefix in PREFIXES)
     return f"""## Evaluation sets

@@ -23,3 +23,9 @@ def test_no_name_means_two_things() -> None:
     tables = [set(leaves()), set(ALIASES), set(FIXED), set(WITHOUT_EFFECT), set(UNSUPPORTED)]
     assert sum(len(table) for table in tables) == len(set().union(*tables))
     assert {alias.leaf for alias in ALIASES.values()} <= set(leaves())
+
+
+def test_an_alias_with_a_value_of_its_own_is_not_shown_as_none() -> None:
+    reference = markdown()
+    assert "| `--slime-router-timeout` | `router_request_timeout_s` |" in reference
+    assert "| `--recompute-granularity` | `gradient_checkpointing = true` |" in reference

@@ -181,6 +181,22 @@ def test_other_owners_settings_are_handed_through(tmp_path: Path) -> None:
     assert len(resolved.notes) == 1 and "--vllm-max-num-seqs" in resolved.notes[0]
 
 
+def test_a_misspelt_flag_of_the_router_is_no_setting_of_somebody_else() -> None:
+    assert "unknown flag --router-prot; did you mean --router-port?" in _error(
+        [], ["--router-prot", "30000"]
+    )
+    assert "did you mean --router-token-env?" in _error([], ["--router-api-key", "secret"])
+
+
+def test_settings_of_sglangs_router_are_taken_or_told_as_without_effect() -> None:
+    resolved = resolve(
+        [], ["--router-request-timeout-secs", "90", "--router-balance-abs-threshold", "8"]
+    )
+    assert resolved.config.router.router_request_timeout_s == 90
+    (note,) = resolved.notes
+    assert "--router-balance-abs-threshold" in note and "a router of its own" in note
+
+
 def test_known_but_unsupported_foreign_flags_are_not_called_unknown() -> None:
     assert "this version does not support yet" in _error([], ["--use-indexer-replay"])
     assert "use --num-rollout instead" in _error([], ["--train-iters", "100"])
