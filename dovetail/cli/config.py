@@ -50,8 +50,7 @@ def _show(argv: list[str]) -> int:
 def _check(argv: list[str]) -> int:
     resolved = read_settings(argv)
     validate(resolved.config)
-    validate_launch(resolved.config, resolved.passthrough)
-    tell_notes(resolved)
+    tell_notes(resolved, validate_launch(resolved.config, resolved.passthrough))
     sys.stdout.write("ok: these settings can work together\n")
     return 0
 

@@ -33,9 +33,10 @@ def evaluate(argv: list[str]) -> int:
     resolved = read_settings(with_model(argv, "eval"))
     check_evaluation(resolved.config)
     validate_names(resolved.config)
-    validate_launch(resolved.config, resolved.passthrough)
+    launch_notes = validate_launch(resolved.config, resolved.passthrough)
     config = resolved.config
-    for note in [*resolved.notes, *evaluation_notes(config), *engine_notes(config)]:
+    of_engines = [*engine_notes(config), *launch_notes]
+    for note in [*resolved.notes, *evaluation_notes(config), *of_engines]:
         sys.stderr.write(f"note: {note}\n")
     from dovetail.observe.eval_table import eval_table
     from dovetail.run.evaluate import run_eval

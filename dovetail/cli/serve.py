@@ -34,8 +34,8 @@ def serve(argv: list[str]) -> int:
     resolved = read_settings(with_model(argv, "serve"))
     check_serving(resolved.config)
     validate_names(resolved.config)
-    validate_launch(resolved.config, resolved.passthrough)
-    for note in [*resolved.notes, *serving_notes(resolved.config)]:
+    launch_notes = validate_launch(resolved.config, resolved.passthrough)
+    for note in [*resolved.notes, *serving_notes(resolved), *launch_notes]:
         sys.stderr.write(f"note: {note}\n")
     with unswept_heap():
         from dovetail.run.serve import run_serve

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from dovetail.config.flags import split_files
@@ -42,9 +42,9 @@ def _run_file(path: Path) -> Path:
     return path / "config.toml" if path.is_dir() else path
 
 
-def tell_notes(resolved: Resolved) -> None:
-    """Say once what has no effect in this run."""
-    for note in [*resolved.notes, *notes(resolved.config)]:
+def tell_notes(resolved: Resolved, more: Iterable[str] = ()) -> None:
+    """Say once what has no effect in this run, and `more`."""
+    for note in [*resolved.notes, *notes(resolved.config), *more]:
         sys.stderr.write(f"note: {note}\n")
 
 

@@ -19,8 +19,7 @@ def train(argv: list[str]) -> int:
         return 0
     resolved = read_settings(argv)
     validate(resolved.config)
-    validate_launch(resolved.config, resolved.passthrough)
-    tell_notes(resolved)
+    tell_notes(resolved, validate_launch(resolved.config, resolved.passthrough))
     from dovetail.run.train import run_training
 
     return run_training(resolved).exit_code

@@ -8,6 +8,7 @@ from dovetail.config.agent_rules import agent_notes
 from dovetail.config.engine_rules import engine_notes
 from dovetail.config.eval_sets import eval_sets
 from dovetail.config.leaves import cure
+from dovetail.config.resolve import Resolved
 from dovetail.config.reward_rules import settings_without_reward
 from dovetail.config.run import RunConfig
 from dovetail.config.training_rules import GROUPED
@@ -91,15 +92,18 @@ SERVING_READS: dict[str, set[str] | None] = {
 """Sections and settings that `dovetail serve` reads; None: all of the section."""
 
 
-def serving_notes(config: RunConfig) -> Iterator[str]:
-    """Of a server without training: what was given and has no effect."""
+def serving_notes(resolved: Resolved) -> Iterator[str]:
+    """Of a server without training: what was given on the command line and has no effect. Files
+    may be those of a run, which has more settings than a server."""
+    config = resolved.config
     idle: list[str] = []
     for section in sorted(config.model_fields_set):
         known = SERVING_READS.get(section, set())
         if known is not None:
             idle += sorted(getattr(config, section).model_fields_set - known)
-    if idle:
-        yield f"without effect in a server: {', '.join(idle)}"
+    told = [leaf for leaf in idle if resolved.origins[leaf].startswith("flag ")]
+    if told:
+        yield f"without effect in a server: {', '.join(told)}"
 
 
 def _of_rewards(config: RunConfig) -> Iterator[str]:

@@ -14,6 +14,17 @@ import orjson
 from dovetail.types.errors import ConfigError, MissingExtraError
 
 _WORDS = {"true": True, "false": False}
+_PROBE = """
+import importlib.metadata as metadata, importlib.util as util, sys
+if util.find_spec(sys.argv[1]) is None:
+    sys.exit(1)
+for name in (sys.argv[1], sys.argv[1] + "-cpu"):
+    try:
+        print(metadata.version(name))
+        break
+    except metadata.PackageNotFoundError:
+        pass
+"""
 
 
 def chosen(
@@ -34,7 +45,7 @@ def chosen(
         name = written_name.replace("-", "_")
         if isinstance(value, str):
             value = _WORDS.get(value.lower(), value)
-        if name.startswith("no_") and isinstance(value, bool):
+        if name.startswith("no_") and isinstance(value, bool) and "." not in name:
             name, value = name.removeprefix("no_"), not value
         if name in runs_own:
             instead = runs_own[name]
@@ -56,6 +67,11 @@ def written(name: str, value: Any, *, has_no: bool) -> list[str]:
     Args:
         has_no: whether False is `--no-name`; else it is nothing.
     """
+    head, dot, key = name.partition(".")
+    if dot and value is not None:
+        # A key of a table that vLLM puts together; its keys are names of Python.
+        word = value if isinstance(value, str) else orjson.dumps(value).decode()
+        return [f"--{head.replace('_', '-')}.{key}={word}"]
     flag = name.replace("_", "-")
     if value is None or (value is False and not has_no):
         return []
@@ -72,8 +88,9 @@ def _text(value: Any) -> str:
 
 
 @cache
-def require_module(python: str, module: str, name: str) -> None:
-    """Refuse a Python without an engine.
+def require_module(python: str, module: str, name: str) -> str | None:
+    """The version of an engine that a Python has; None where it does not tell. One without the
+    engine is refused.
 
     Args:
         python: the interpreter.
@@ -83,16 +100,15 @@ def require_module(python: str, module: str, name: str) -> None:
     Raises:
         MissingExtraError: it has no such module, or can't be run.
     """
-    probe = f"import importlib.util as u, sys; sys.exit(u.find_spec({module!r}) is None)"
     try:
-        found = subprocess.run([python, "-c", probe], check=False, capture_output=True)
+        found = subprocess.run([python, "-c", _PROBE, module], check=False, capture_output=True)
     except OSError as error:
         raise MissingExtraError(
             f"--rollout-engine {module}: {python} can't be run ({error.strerror}); give the Python "
             f"that has {name}: --engine-python /path/to/python (TOML: engine.engine_python)"
         ) from error
     if found.returncode == 0:
-        return
+        return found.stdout.decode(errors="replace").strip() or None
     own = "the run's own Python" if python == sys.executable else python
     raise MissingExtraError(
         f"--rollout-engine {module}: {own} has no {name}. Install it in an environment of its own, "

@@ -53,6 +53,8 @@ class LaunchSpec:
     """On top of the run's own environment."""
     ready_path: str = "/health"
     """GET answers 200 there once requests can come."""
+    notes: tuple[str, ...] = ()
+    """What the user is to be told of it, once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,7 @@ def make_fleet(config: RunConfig, models: Models, passthrough: dict[str, Any]) -
             first_wait_s=settings.rollout_health_check_first_wait,
             failure_threshold=config.router.router_health_check_failure_threshold,
             start_timeout_s=settings.engine_start_timeout_s,
+            waits_for_attached="engine_start_timeout_s" in settings.model_fields_set,
             repairs=settings.use_fault_tolerance,
         ),
         store=lambda: _store(settings, models),

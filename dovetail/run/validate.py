@@ -48,23 +48,26 @@ def validate_names(config: RunConfig) -> None:
         check_url(config.reward.rm_url)
 
 
-def validate_launch(config: RunConfig, passthrough: Mapping[str, Any]) -> None:
+def validate_launch(config: RunConfig, passthrough: Mapping[str, Any]) -> list[str]:
     """Refuse engines that could never be started: not installed, or with settings of their own that
-    the run sets.
+    the run sets, or that they do not have.
+
+    Returns:
+        What is to be told of these settings.
 
     Raises:
-        ConfigError: a setting is the run's.
+        ConfigError: a setting is the run's, or none of the engine's.
         MissingExtraError: there is no such engine on this machine.
     """
     settings = config.engine
     if config.train_only or not settings.in_processes or settings.external_urls:
-        return
+        return []
     row = next(row for row in engines.ENGINES if row.name == settings.rollout_engine)
     if row.path is not None:
-        return
+        return []
     module, _, name = str(row.launch).partition(":")
     prefix = f"{row.name}_"
-    getattr(importlib.import_module(module), name)(
+    spec = getattr(importlib.import_module(module), name)(
         LaunchSettings(
             model_dir=Path(str(config.model.hf_checkpoint)),
             port=0,
@@ -80,3 +83,4 @@ def validate_launch(config: RunConfig, passthrough: Mapping[str, Any]) -> None:
             },
         )
     )
+    return list(spec.notes)

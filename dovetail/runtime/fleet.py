@@ -204,12 +204,15 @@ class FarFleet:
     async def start(self, specs: Sequence[EngineSpec], log_dir: Path, say: Say) -> None:
         """As `Fleet.start`."""
         self.members = [self._member(spec, log_dir) for spec in specs]
+        own = self._health
         starts = [
-            asyncio.ensure_future(one.start(self._health.start_timeout_s, self._health.timeout_s))
+            asyncio.ensure_future(
+                one.start(own.start_timeout_s, own.timeout_s, patient=own.waits_for_attached)
+            )
             for one in self.members
         ]
-        names = dict(zip(starts, (one.name for one in self.members), strict=True))
-        teller = asyncio.ensure_future(_tell(names, self._health.start_timeout_s, say))
+        started = dict(zip(starts, self.members, strict=True))
+        teller = asyncio.ensure_future(_tell(started, own.start_timeout_s, say))
         try:
             await asyncio.gather(*starts)
         except BaseException:
@@ -333,16 +336,18 @@ def _what_begins(specs: Sequence[EngineSpec], log_dir: Path) -> str:
     return f"reaching {len(specs)} engine{many}: {', '.join(str(spec.url) for spec in specs)}"
 
 
-async def _tell(starts: Mapping[asyncio.Task[None], str], most_s: float, say: Say) -> None:
-    """Say every now and then who is waited for."""
+async def _tell(starts: Mapping[asyncio.Task[None], Member], most_s: float, say: Say) -> None:
+    """Say every now and then who is waited for, and why as far as it can be seen."""
     began = time.monotonic()
     while True:
         await asyncio.sleep(SAY_EVERY_S)
-        late = [name for start, name in starts.items() if not start.done()]
+        late = [member for start, member in starts.items() if not start.done()]
         waited = time.monotonic() - began
+        seen = await asyncio.gather(*(member.condition() for member in late))
+        said = [f"\n  {one.name}: {why}" for one, why in zip(late, seen, strict=True)]
         say(
-            f"waiting for {', '.join(late)} for {waited:.0f} s, at most {most_s:.0f} s "
-            "(--engine-start-timeout-s)"
+            f"waiting for {', '.join(one.name for one in late)} for {waited:.0f} s, at most "
+            f"{most_s:.0f} s (--engine-start-timeout-s){''.join(said)}"
         )
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dovetail.engines import identify
 from dovetail.engines.process import ServerProcess
 from dovetail.router.balancer.pool import Pool
 from dovetail.router.balancer.worker import Worker, WorkerState
@@ -35,6 +36,8 @@ GRACE_S = 5.0
 _NEXT_CHANCE_S = 0.5
 _EXIT_SHOWS_S = 0.2
 _TICK_S = 0.05
+_LATE_LOOK_S = 2.0
+_LINE = 200
 _SWEEP_S = 0.5
 _FAULTS = (EngineError, OSError)
 
@@ -48,6 +51,8 @@ class HealthSettings:
     first_wait_s: float = 0.0
     failure_threshold: int = 3
     start_timeout_s: float = 600.0
+    waits_for_attached: bool = False
+    """Whether an engine that somebody else starts may come later than the run."""
     repairs: bool = True
 
 
@@ -70,12 +75,16 @@ class Member:
     poke: asyncio.Event = field(default_factory=asyncio.Event)
     """Set: look now."""
 
-    async def start(self, timeout_s: float, look_s: float) -> None:
+    async def start(self, timeout_s: float, look_s: float, *, patient: bool = True) -> None:
         """Start the process if it is ours, and wait until it answers; `look_s` is the longest wait
         for an answer.
 
+        Args:
+            patient: whether to wait for one of somebody else's where nothing listens.
+
         Raises:
-            EngineError: it does not; the message has the end of its log.
+            EngineError: it does not; the message has the end of its log. At once: what answers
+                there is another kind of server.
         """
 
         async def reacts() -> bool:
@@ -86,14 +95,35 @@ class Member:
             await self.process.wait_ready(reacts, timeout_s)
             return
         deadline = time.monotonic() + timeout_s
-        while not await reacts():
+        while True:
+            found = await identify.identify(self.engine.url, self.engine.token, look_s)
+            unfit = found.unfit(self.engine.url, self.engine.dialect)
+            unfit = unfit or (None if patient else found.absent(self.engine.url))
+            if unfit:
+                raise EngineError(f"{self.name}: {unfit}")
+            if found.dialect is not None and await reacts():
+                return
             if time.monotonic() > deadline:
                 raise EngineError(
-                    f"{self.name} did not answer within {timeout_s:.0f} s "
+                    f"{self.name} did not answer within {timeout_s:.0f} s: {found.said} "
                     "(--rollout-external-engine-addrs, TOML: engine.rollout_external_engine_addrs; "
                     "--engine-start-timeout-s, TOML: engine.engine_start_timeout_s)"
                 )
             await asyncio.sleep(_TICK_S)
+
+    async def condition(self) -> str:
+        """Why it may not answer yet: how a look at it ends, its process, the end of its log."""
+        said = [await identify.condition(self.engine.url, self.engine.token, _LATE_LOOK_S)]
+        process = self.process
+        if process is not None:
+            pids = process.pids
+            said.append(f"process {pids[0]} runs" if pids else process.ending)
+            if pids and process.stopped:
+                said[-1] = f"process {pids[0]} stands still (SIGSTOP)"
+            lines = [line.strip() for line in process.log_tail.splitlines() if line.strip()]
+            last = lines[-1][:_LINE] if lines else "(empty)"
+            said.append(f"the last line of its log {process.log_file}: {last}")
+        return "; ".join(said)
 
 
 class Supervisor:

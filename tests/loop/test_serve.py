@@ -97,6 +97,12 @@ def test_settings_of_training_are_told_to_have_no_effect(
     flags = ["--hf-checkpoint", str(model), "--router-port", str(taken), "--lr", "1e-3"]
     assert main(["serve", *flags, "--rollout-max-context-len", "64"]) == 2
     assert "note: without effect in a server: lr\n" in capsys.readouterr().err
+    run_file = model.parent / "run.toml"
+    run_file.write_text("[optimizer]\nlr = 1e-3\n[rollout]\nn_samples_per_prompt = 4\n")
+    assert main(["serve", str(run_file), *flags[:4]]) == 2
+    assert "without effect" not in capsys.readouterr().err
+    assert main(["serve", str(run_file), *flags]) == 2
+    assert "note: without effect in a server: lr\n" in capsys.readouterr().err
 
 
 def test_what_it_prints_has_the_token_where_one_is_wanted(

@@ -49,7 +49,12 @@ class EngineConfig(Section):
         ),
     )
     engine_start_timeout_s: float = Field(
-        600.0, gt=0, description="Longest wait for a started engine to answer, in seconds."
+        600.0,
+        gt=0,
+        description=(
+            "Longest wait for a started engine to answer, in seconds; one that runs already must "
+            "answer at once unless this is set."
+        ),
     )
     weight_transport: Literal["auto", "shared_memory", "disk"] = Field(
         "auto",

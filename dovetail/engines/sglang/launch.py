@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from dovetail.engines.flags import chosen, require_module, written
+from dovetail.engines.known_flags import known_flags
 from dovetail.engines.launch import LaunchSettings, LaunchSpec
 
 MODULE = "sglang.launch_server"
@@ -51,20 +52,22 @@ def launch(settings: LaunchSettings) -> LaunchSpec:
 
     `passthrough` has the user's `--sglang-*` settings: they stand after the run's own, so that any
     of those that is no contract of the run (dtype, device, log_level, ...) can be changed. True is
-    `--name`, False is nothing, a list has all its values after the name, a table is JSON; `true`
-    and `false` out of a flag count as truth values.
+    `--name`, False is `--no-name` where there is such a flag, else nothing, a list has all its
+    values after the name, a table is JSON; `true` and `false` out of a flag count as truth values.
 
     Raises:
-        ConfigError: `passthrough` has a setting that the run sets.
+        ConfigError: `passthrough` has a setting that the run sets, or SGLang does not have.
         MissingExtraError: `settings.python` has no SGLang.
     """
     users = chosen("sglang", settings.passthrough, _RUNS_OWN)
-    require_module(settings.python, "sglang", "SGLang")
+    installed = require_module(settings.python, "sglang", "SGLang")
+    known = known_flags("sglang")
+    notes = known.check(users, installed)
     flags = {**_own_flags(settings), **users}
     argv = [settings.python, "-m", MODULE]
     for name, value in flags.items():
-        argv += written(name, value, has_no=False)
-    return LaunchSpec(argv, _environment())
+        argv += written(name, value, has_no=known.has_contrary(name))
+    return LaunchSpec(argv, _environment(), notes=notes)
 
 
 def _own_flags(settings: LaunchSettings) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dovetail.engines.flags import chosen, require_module, written
+from dovetail.engines.known_flags import known_flags
 from dovetail.engines.launch import LaunchSettings, LaunchSpec
 from dovetail.engines.vllm import in_server
 from dovetail.types.errors import ConfigError
@@ -49,12 +50,14 @@ def launch(settings: LaunchSettings) -> LaunchSpec:
     values.
 
     Raises:
-        ConfigError: `passthrough` has a setting that the run sets; or experts are to be recorded on
-            a CPU, where vLLM can't.
+        ConfigError: `passthrough` has a setting that the run sets, or that vLLM does not have; or
+            experts are to be recorded on a CPU, where vLLM can't.
         MissingExtraError: `settings.python` has no vLLM.
     """
     users = chosen("vllm", settings.passthrough, _RUNS_OWN)
-    require_module(settings.python, "vllm", "vLLM")
+    installed = require_module(settings.python, "vllm", "vLLM")
+    known = known_flags("vllm")
+    notes = known.check(users, installed)
     if settings.return_routed_experts and settings.device == "cpu":
         # "AuxOutput Connector requires Model Runner V2", which "requires Triton" (vLLM 0.32).
         raise ConfigError(
@@ -65,8 +68,8 @@ def launch(settings: LaunchSettings) -> LaunchSpec:
     flags = {**_own_flags(settings), **users}
     argv = [settings.python, "-m", MODULE]
     for name, value in flags.items():
-        argv += written(name, value, has_no=True)
-    return LaunchSpec(argv, _environment(settings, flags))
+        argv += written(name, value, has_no=known.has_contrary(name))
+    return LaunchSpec(argv, _environment(settings, flags), notes=notes)
 
 
 def logprobs_mode(temperature: float) -> str:
