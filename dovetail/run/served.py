@@ -17,7 +17,6 @@ from dovetail.config.sections import HooksConfig
 from dovetail.hooks import ArgsView, BoundHook, bind_hooks
 from dovetail.router import worker_control
 from dovetail.run.embedded import make_serving
-from dovetail.run.engines import make_fleet, weights_of
 from dovetail.run.models import Models
 from dovetail.run.serving import make_server
 from dovetail.run.steered import SteeredEngine
@@ -57,6 +56,9 @@ class ServedParts:
             SteeredEngine(lambda: self.engine, lambda: self.models.model)
         )
         if config.engine.in_processes:
+            # Of no use to the many engines that run without one.
+            from dovetail.run.engines import make_fleet
+
             self.models, routes = FarModels(config, self.plan), []
             self.fleet = make_fleet(config, self.models, resolved.passthrough)
         self.compute = compute_thread(self.plan.num_threads)
@@ -80,6 +82,8 @@ class ServedParts:
     @property
     def weights(self) -> Callable[[], Iterable[tuple[str, torch.Tensor]]]:
         """Makes iterators over them, for engines of other processes."""
+        from dovetail.run.engines import weights_of
+
         return weights_of(self.models)
 
 
