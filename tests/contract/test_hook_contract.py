@@ -2,7 +2,10 @@
 
 import asyncio
 import inspect
+import json
 import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -120,13 +123,40 @@ def test_every_form_is_found_called_and_answered(spec, form, case, style, tmp_pa
         assert noted[0].data_source == "source" and noted[0].args.rollout_batch_size == 8
 
 
+class _Answers(BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        message = {"role": "assistant", "content": "hi"}
+        body = json.dumps({"choices": [{"index": 0, "message": message}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def session_url():
+    """Whatever is asked there is answered."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Answers) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 @pytest.mark.parametrize("spec", HOOKS, ids=lambda spec: spec.slot)
-def test_every_example_runs_as_it_is_printed(spec, tmp_path):
+def test_every_example_runs_as_it_is_printed(spec, tmp_path, session_url):
     file = tmp_path / "example.py"
     file.write_text(spec.example)
     hook = bind(spec.slot, f"{file}:{spec.example_name}", ArgsView(RunConfig()))
     assert "native" in hook.form.families
     given = GIVEN[spec.slot]()
+    if spec.slot == "custom_agent_function":
+        given = (session_url, *given[1:])
     result = finished(hook(*given))
     expected = {
         "data_source": UserSource,
@@ -177,6 +207,8 @@ def check_effect(slot, result, given):
         assert result.headers == {"x-seen": "1"}
     elif slot == "generate_execute_tool_function":
         assert result == "3"
+    elif slot == "custom_agent_function":
+        assert result == {"answer": "hi"}
 
 
 @pytest.mark.parametrize("spec", HOOKS, ids=lambda spec: spec.slot)
