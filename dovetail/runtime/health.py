@@ -22,6 +22,7 @@ from dovetail.engines import identify
 from dovetail.engines.process import ServerProcess
 from dovetail.router.balancer.pool import Pool
 from dovetail.router.balancer.worker import Worker, WorkerState
+from dovetail.runtime.damage import damage
 from dovetail.types.errors import EngineError
 from dovetail.types.ports import RemoteEngine
 
@@ -204,6 +205,8 @@ class Supervisor:
                     )
                 )
                 return
+            if not await self._whole_weights(member):
+                return
             if not await self._bring_back(member, worker):
                 return
 
@@ -258,6 +261,19 @@ class Supervisor:
         return self.pool.workers.get(worker.url) is not worker
 
     # Repair
+
+    async def _whole_weights(self, member: Member) -> bool:
+        """Wait until there are weights that an engine can load; False: no engine is left meanwhile,
+        which is the end."""
+        while found := await damage(self.pool):
+            log.error("%s stays away until the next weights: %s", member.name, found)
+            damaged = self.pool.snapshot
+            while self.pool.snapshot is damaged:
+                if not self.pool.ready():
+                    self._on_fatal(EngineError(found))
+                    return False
+                await asyncio.sleep(_NEXT_CHANCE_S)
+        return True
 
     async def _bring_back(self, member: Member, worker: Worker) -> bool:
         """Start it anew, again and again, and let it in; False: it was given up, or taken out."""
