@@ -10,7 +10,6 @@ processes are a fleet, with the server on the fleet's loop.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import sys
@@ -23,7 +22,6 @@ from dovetail.observe.log import open_log
 from dovetail.observe.run_dir import RunDir
 from dovetail.run.heap import settled_heap, unswept_heap
 from dovetail.run.leaving import end_tasks
-from dovetail.run.light import light_imports
 from dovetail.run.served import ServedParts
 from dovetail.weights.publish import publish
 
@@ -45,10 +43,7 @@ def run_serve(resolved: Resolved, ready: Say, say: Say) -> None:
     with open_log(None):
         with unswept_heap():
             parts = ServedParts(resolved)
-            # A model's own code may be meant for the compiler.
-            own_code = resolved.config.model.trust_remote_code
-            with contextlib.nullcontext() if own_code else light_imports():
-                _ = parts.models.model, parts.step
+            _ = parts.models.model, parts.step
             if parts.fleet is None:
                 _ = parts.engine
         with settled_heap(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
