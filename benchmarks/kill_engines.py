@@ -103,7 +103,7 @@ def restarts_logged(run_dir: Path) -> int:
     """How often an engine was let in again, as the log has it: metrics tell it once a step."""
     log = run_dir / "log.txt"
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-    return len(re.findall(r"is back, weights of version", text))
+    return len(re.findall(r"is back", text))
 
 
 def kill_engines(

@@ -299,7 +299,9 @@ class Supervisor:
             member.vain_starts += 1  # Until it has answered something.
             member.answered = worker.answered
             # After the warning that it died, whoever watches wants to know.
-            log.warning("%s is back, weights of version %s", member.name, worker.weight_version)
+            version = worker.weight_version
+            with_weights = "" if version is None else f", weights of version {version}"
+            log.warning("%s is back%s", member.name, with_weights)
             return True
 
     async def _start_and_admit(self, member: Member) -> None:
