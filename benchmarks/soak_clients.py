@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from benchmarks.soak_http import ANSWER_S, Connection, Target
 
@@ -300,20 +301,28 @@ async def spoil(target: Target, seed: int, share: float, at_once: int = 32) -> C
     bodies = await spoilt_bodies(target)
     chosen = random.Random(seed).sample(bodies, round(len(bodies) * share))
     found: Counter[str] = Counter()
+    # What a session recorded is kept until it is ended, which is no leak.
+    sessions = {path.split("/")[2] for path, _ in bodies if path.startswith("/sessions/")}
 
     async def client(own: list[tuple[str, bytes]]) -> None:
         while own:
             async with Connection(target) as connection:
-                await _ask_all(connection, own, found)
+                await _ask_all(connection, own, found, sessions)
 
     await asyncio.gather(*(client(chosen[number::at_once]) for number in range(at_once)))
+    for session in sessions:
+        async with Connection(target) as connection:
+            await connection.ask("DELETE", f"/sessions/{quote(session, safe='')}")
     return found
 
 
 async def _ask_all(
-    connection: Connection, own: list[tuple[str, bytes]], found: Counter[str]
+    connection: Connection,
+    own: list[tuple[str, bytes]],
+    found: Counter[str],
+    sessions: set[str],
 ) -> None:
-    """Until the server closes the connection."""
+    """Until the server closes the connection. Sessions that are opened come to the others."""
     while own:
         path, body = own.pop()
         try:
@@ -323,6 +332,8 @@ async def _ask_all(
             return
         told = _told(answer.status)
         found[told] += 1
+        if path == "/sessions" and answer.status == 200:
+            sessions.add(answer.json["session_id"])
         if told not in SPOILT_ALLOWED and found[told] <= 3:
             print(f"  {told}: {path} {body[:200]!r} -> {answer.body[:300]!r}", flush=True)
         if answer.status == 0 or answer.headers.get("connection") == "close":

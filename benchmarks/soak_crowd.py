@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 
 from benchmarks.soak_http import Answer, Connection, Target
@@ -11,9 +12,12 @@ _CONNECTING = 200
 _MESSAGES = [{"role": "user", "content": "12+34="}]
 
 
-async def agents(target: Target, many: int, turns: int) -> Counter[str]:
+async def agents(
+    target: Target, many: int, turns: int, waits: list[float] | None = None
+) -> Counter[str]:
     """So many agents at once: all connected first, then each in a session of its own, `turns`
-    turns of conversation."""
+    turns of conversation. What each turn waited for, in seconds, comes to `waits`."""
+    waits = [] if waits is None else waits
     turn, all_there = asyncio.Semaphore(_CONNECTING), asyncio.Barrier(many)
     found: Counter[str] = Counter()
 
@@ -23,7 +27,7 @@ async def agents(target: Target, many: int, turns: int) -> Counter[str]:
             await connection.__aenter__()
         try:
             await all_there.wait()
-            found[await _conversation(connection, turns)] += 1
+            found[await _conversation(connection, turns, waits)] += 1
         finally:
             connection.reset()
 
@@ -31,7 +35,7 @@ async def agents(target: Target, many: int, turns: int) -> Counter[str]:
     return found
 
 
-async def _conversation(connection: Connection, turns: int) -> str:
+async def _conversation(connection: Connection, turns: int, waits: list[float]) -> str:
     """`ok`, or what went wrong first."""
     opened = await connection.ask("POST", "/sessions", {})
     if opened.status != 200:
@@ -40,7 +44,9 @@ async def _conversation(connection: Connection, turns: int) -> str:
     messages: list[object] = list(_MESSAGES)
     for _ in range(turns):
         body = {"messages": messages, "max_tokens": 4, "temperature": 0.0}
+        started = time.perf_counter()
         answer = await connection.ask("POST", f"{path}/v1/chat/completions", body)
+        waits.append(time.perf_counter() - started)
         if answer.status != 200:
             return f"chat {answer.status}"
         messages += [answer.json["choices"][0]["message"], *_MESSAGES]

@@ -21,6 +21,8 @@ from benchmarks.soak_probe import TOKEN
 _READY_S = 180.0
 _ADDRESS = re.compile(r" at http://([0-9.]+):([0-9]+)")
 _SETTLE_S = 120.0
+_QUIET_S = 5.0
+"""Refused connections linger, and large bodies' memory is given back, for less."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Server:
     async def settled(self) -> Usage:
         """What it has once nothing is under way any more."""
         deadline = time.monotonic() + _SETTLE_S
+        await asyncio.sleep(_QUIET_S)
         while True:
             await asyncio.sleep(1.0)
             usage, active = await self._usage()

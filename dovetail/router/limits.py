@@ -7,6 +7,7 @@ on `Bounded` counts.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -16,6 +17,9 @@ from dovetail.router.fields import RequestError
 from dovetail.router.respond import failure
 
 _BODIES = 8
+_LARGE_BYTES = 2**22
+_TRIM_AFTER_S = 3.0
+"""Longer than a connection that was refused lingers."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Bounded:
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self._app, self._limits = app, limits
         self._held = 0
+        self._trim: asyncio.TimerHandle | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -106,6 +111,8 @@ class Bounded:
             problem = error
         finally:
             self._held -= held
+            if held > _LARGE_BYTES:
+                self._trim_later()
         if problem is not None and not started:
             await failure(problem)(scope, receive, send)
 
@@ -120,9 +127,25 @@ class Bounded:
                 retry_after_s=1.0,
             )
 
+    def _trim_later(self) -> None:
+        if self._trim is None:
+            self._trim = asyncio.get_running_loop().call_later(_TRIM_AFTER_S, self._trim_now)
+
+    def _trim_now(self) -> None:
+        self._trim = None
+        asyncio.get_running_loop().run_in_executor(None, _give_back)
+
     def _overdue(self) -> RequestError:
         return RequestError(
             f"not answered within {self._limits.request_s:g} s (--router-request-timeout-s, TOML: "
             "router.router_request_timeout_s)",
             status=504,
         )
+
+
+def _give_back() -> None:
+    """What bodies were in goes back to the system. After large ones were freed, glibc takes the
+    next ones out of its heap, and whatever small comes to lie behind keeps hundreds of MB there."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -17,7 +17,7 @@ def test_clients_of_every_kind_leave_nothing_behind(tmp_path: Path) -> None:
     model, log = make_model(tmp_path / "model", 0), tmp_path / "server.log"
     command = ["-m", "tests.loop.soaked_server", str(model), str(CONNECTIONS)]
     with serving([sys.executable, *command], log) as server:
-        soak: Soak = asyncio.run(soak_of(server, Plan(0, 0.01, CONNECTIONS, patience=0.2)))
+        soak: Soak = asyncio.run(soak_of(server, Plan(0, 0.01, CONNECTIONS, 0.2, rounds=2)))
     assert soak.wrong == []
     assert complaints(log) == []
     for phase in soak.phases:
