@@ -30,6 +30,12 @@ def typed(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def handed(settings: Mapping[str, Any], owner: str) -> dict[str, Any]:
+    """What is handed through to one owner, by its own names."""
+    prefix = f"{owner}_"
+    return {k.removeprefix(prefix): v for k, v in settings.items() if k.startswith(prefix)}
+
+
 def without_effect_notes(names: Iterable[str], owner: str | None) -> list[str]:
     """A line for all handed-through settings that nothing in this run reads; `owner`: the prefix of
     those that its engines do."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +48,15 @@ ENGINES: tuple[EngineRow, ...] = (
         client="dovetail.engines.sglang.client:make_client",
     ),
 )
+
+
+def engine_row(name: str) -> EngineRow:
+    """The row of a name that the configuration allows."""
+    return next(row for row in ENGINES if row.name == name)
+
+
+def load(path: str | None) -> Any:
+    """What a row's `package.module:name` says."""
+    assert path is not None, "a row has what its kind of engine needs"
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from dovetail.checkpoint import hf
-from dovetail.engines.table import ENGINES
+from dovetail.engines.table import engine_row, load
 from dovetail.run.models import Models
 
 if TYPE_CHECKING:
@@ -23,10 +22,7 @@ def make_embedded(
 ) -> EmbeddedEngine:
     """An engine on the policy's tensors, which decodes on the thread `compute`."""
     settings = models.config.engine
-    row = next(row for row in ENGINES if row.name == settings.rollout_engine)
-    assert row.path is not None, "an engine that is always a server is part of a fleet"
-    module, _, name = row.path.partition(":")
-    made: EmbeddedEngine = getattr(importlib.import_module(module), name)(
+    made: EmbeddedEngine = load(engine_row(settings.rollout_engine).path)(
         models.model,
         models.tokenizer,
         max_running=max_running,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from dovetail.checkpoint import hf
 from dovetail.checkpoint.hf_names import named_tensors, num_bytes
+from dovetail.config.passthrough import handed
 from dovetail.config.run import RunConfig
 from dovetail.config.sections import EngineConfig
 from dovetail.engines.interpreter import interpreter
 from dovetail.engines.launch import ClientSettings, LaunchSettings
-from dovetail.engines.table import ENGINES, EngineRow
+from dovetail.engines.table import EngineRow, engine_row, load
 from dovetail.runtime.fleet import EngineSpec, Fleet, PoolSettings
 from dovetail.runtime.health import HealthSettings
 from dovetail.transport.snapshot import SnapshotStore, Wanted
@@ -33,7 +33,7 @@ def make_fleet(config: RunConfig, models: Models, passthrough: dict[str, Any]) -
         DovetailError: an engine's own settings are wrong, or it is not installed.
     """
     settings = config.engine
-    row = next(row for row in ENGINES if row.name == settings.rollout_engine)
+    row = engine_row(settings.rollout_engine)
     return Fleet(
         _specs(row, config, models, passthrough),
         pool=PoolSettings(
@@ -65,7 +65,7 @@ def weights_of(models: Models) -> Callable[[], Iterable[tuple[str, torch.Tensor]
 def _specs(
     row: EngineRow, config: RunConfig, models: Models, passthrough: dict[str, Any]
 ) -> list[EngineSpec]:
-    client = functools.partial(_client, _function(row.client), models)
+    client = functools.partial(_client, load(row.client), models)
     urls = config.engine.external_urls
     if urls:
         return [
@@ -84,8 +84,8 @@ def _specs(
 def _connect(row: EngineRow, models: Models, url: str, dialect: str | None) -> Any:
     """What speaks to an engine that joins a running fleet."""
     if dialect is not None:
-        row = next(row for row in ENGINES if row.name == dialect)
-    return _client(_function(row.client), models, url)
+        row = engine_row(dialect)
+    return _client(load(row.client), models, url)
 
 
 def _client(make: Callable[..., Any], models: Models, url: str) -> Any:
@@ -108,9 +108,9 @@ def _client(make: Callable[..., Any], models: Models, url: str) -> Any:
 def _launch(
     row: EngineRow, config: RunConfig, models: Models, passthrough: dict[str, Any], port: int
 ) -> Any:
-    settings, own = config.engine, f"{row.name}_"
-    handed = {k.removeprefix(own): v for k, v in passthrough.items() if k.startswith(own)}
-    return _function(row.launch)(
+    settings = config.engine
+    own = {leaf: getattr(settings, leaf) for leaf in row.leaves}
+    return load(row.launch)(
         LaunchSettings(
             model_dir=Path(str(config.model.hf_checkpoint)).resolve(),
             port=port,
@@ -126,7 +126,7 @@ def _launch(
             trust_remote_code=config.model.trust_remote_code,
             # While they decode, the trainer rests.
             num_threads=max(1, models.plan.num_threads // settings.rollout_num_engines),
-            passthrough={**{leaf: getattr(settings, leaf) for leaf in row.leaves}, **handed},
+            passthrough={**own, **handed(passthrough, row.name)},
         )
     )
 
@@ -142,10 +142,3 @@ def _store(settings: EngineConfig, models: Models) -> SnapshotStore:
         ),
         Path(str(models.config.model.hf_checkpoint)),
     )
-
-
-def _function(path: str | None) -> Callable[..., Any]:
-    assert path is not None, "a row whose engine has processes says how"
-    module, _, name = path.partition(":")
-    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return function

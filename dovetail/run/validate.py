@@ -4,13 +4,13 @@ model.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dovetail.algorithms import table as algorithms
 from dovetail.config.check import check, check_names
+from dovetail.config.passthrough import handed
 from dovetail.config.reward_rules import asked_rewards
 from dovetail.config.run import RunConfig
 from dovetail.engines import table as engines
@@ -62,12 +62,10 @@ def validate_launch(config: RunConfig, passthrough: Mapping[str, Any]) -> list[s
     settings = config.engine
     if config.train_only or not settings.in_processes or settings.external_urls:
         return []
-    row = next(row for row in engines.ENGINES if row.name == settings.rollout_engine)
+    row = engines.engine_row(settings.rollout_engine)
     if row.path is not None:
         return []
-    module, _, name = str(row.launch).partition(":")
-    prefix = f"{row.name}_"
-    spec = getattr(importlib.import_module(module), name)(
+    spec = engines.load(row.launch)(
         LaunchSettings(
             model_dir=Path(str(config.model.hf_checkpoint)),
             port=0,
@@ -76,11 +74,7 @@ def validate_launch(config: RunConfig, passthrough: Mapping[str, Any]) -> list[s
             # Where it would be is not known without torch.
             device="cpu" if config.model.device == "cpu" else "cuda",
             return_routed_experts=config.algorithm.use_rollout_routing_replay,
-            passthrough={
-                key.removeprefix(prefix): value
-                for key, value in passthrough.items()
-                if key.startswith(prefix)
-            },
+            passthrough=handed(passthrough, row.name),
         )
     )
     return list(spec.notes)
