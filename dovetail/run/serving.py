@@ -15,8 +15,9 @@ from dovetail.types.ports import Engine, Tokenizer
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
 
+    from dovetail.router.bridge import Bridge
     from dovetail.router.server import RouterServer
-    from dovetail.router.sessions.server import SessionServer, SessionSettings
+    from dovetail.router.sessions.server import SessionSettings
     from dovetail.run.build import Parts
     from dovetail.run.models import Models
     from dovetail.runtime.fleet import Fleet
@@ -122,8 +123,6 @@ def make_server(parts: Serving, routes: Sequence[BaseRoute] = ()) -> RouterServe
     from dovetail.router.bridge import Bridge
     from dovetail.router.limits import Limits
     from dovetail.router.security import Access
-    from dovetail.router.server import RouterServer
-    from dovetail.router.sessions.server import SessionServer
     from dovetail.router.workers import Behind
 
     fleet = parts.fleet
@@ -142,21 +141,47 @@ def make_server(parts: Serving, routes: Sequence[BaseRoute] = ()) -> RouterServe
         limits=lambda: (parts.models.context_len, _vocab_size(parts.models.model)),
         routed_experts=parts.config.algorithm.use_rollout_routing_replay,
     )
-    sessions = SessionServer(bridge, session_settings(parts.config.session, parts.hooks))
     middleware = parts.hooks.get(MIDDLEWARE)
     every = () if middleware is None else middleware.parts or (middleware,)
-    server = RouterServer(
+    return with_sessions(
         bridge,
-        parts.config.router.router_port,
+        parts.args,
+        session_settings(parts.config.session, parts.hooks),
+        routes=routes,
+        port=parts.config.router.router_port,
         access=Access.of(parts.config.router),
         limits=Limits.of(parts.config.router),
         middleware=[middleware_maker(hook) for hook in every],
-        args=parts.args,
         behind=None if fleet is None else Behind(fleet.pool, fleet.connect),
-        routes=[*routes, *sessions.routes()],
     )
-    learn_address(parts.args, server)
-    serve_sessions(sessions, server)
+
+
+def with_sessions(
+    bridge: Bridge,
+    args: ArgsView,
+    settings: SessionSettings | None = None,
+    routes: Sequence[BaseRoute] = (),
+    **more: Any,
+) -> RouterServer:
+    """A server before `bridge` with sessions, which users' functions find where `args` says then.
+
+    Args:
+        settings: of the sessions.
+        routes: beside its own.
+        more: as `RouterServer` takes it.
+
+    Raises:
+        ConfigError: the port can't be had.
+    """
+    from dovetail.router.server import RouterServer
+    from dovetail.router.sessions.server import SERVED as SERVERS
+    from dovetail.router.sessions.server import SessionServer
+
+    sessions = SessionServer(bridge, settings)
+    server = RouterServer(bridge, args=args, routes=[*routes, *sessions.routes()], **more)
+    learn_address(args, server)
+    # Where the rollout finds them.
+    SERVERS[f"{server.host}:{server.port}"] = sessions
     return server
 
 
@@ -195,13 +220,6 @@ def session_settings(config: SessionConfig, hooks: dict[str, BoundHook]) -> Sess
             hooks.get("session_sample_picker"), hooks.get("session_sample_postprocessor")
         ),
     )
-
-
-def serve_sessions(sessions: SessionServer, server: RouterServer) -> None:
-    """Have the rollout find them, at the address that `learn_address` tells."""
-    from dovetail.router.sessions.server import SERVED as SERVERS
-
-    SERVERS[f"{server.host}:{server.port}"] = sessions
 
 
 def learn_address(args: ArgsView, server: RouterServer) -> None:

@@ -29,9 +29,7 @@ from dovetail.rollout.generate import generate
 from dovetail.rollout.rollout import Rollout
 from dovetail.rollout.sampling import mix_seed, rollout_sampling
 from dovetail.router.bridge import Bridge
-from dovetail.router.server import RouterServer
-from dovetail.router.sessions.server import SessionServer
-from dovetail.run.serving import CALLERS, learn_address, serve_sessions
+from dovetail.run.serving import CALLERS, with_sessions
 from dovetail.types import (
     EvalOutput,
     FinishReason,
@@ -297,10 +295,7 @@ class World:
 
         async def served() -> Any:
             bridge = Bridge(lambda: self.engine, lambda: self.tokenizer, model="contract")
-            sessions = SessionServer(bridge)
-            server = RouterServer(bridge, routes=sessions.routes())
-            learn_address(self.args, server)
-            serve_sessions(sessions, server)
+            server = with_sessions(bridge, self.args)
             server.start(asyncio.get_running_loop())
             try:
                 got = hook(*values)

@@ -19,7 +19,7 @@ from dovetail.run.rehearse.stage import Stage
 from dovetail.run.rehearse.tokenizers import tokenizer_of
 from dovetail.run.rehearse.verdict import Fault
 from dovetail.run.rehearse.world import WrittenEngine
-from dovetail.run.serving import MIDDLEWARE, learn_address, middleware_maker, serve_sessions
+from dovetail.run.serving import MIDDLEWARE, middleware_maker, with_sessions
 from dovetail.types import DovetailError
 
 _SIGNS = ("router_ip", "router_port", "get_model_url", "sglang_rollout", "vllm_rollout", "http_u")
@@ -79,8 +79,6 @@ def server(
     """Serve `engine`, and sessions before it, where `args` says then; its address."""
     # They take a while to import: only rehearsals that serve wait for them.
     from dovetail.router.bridge import Bridge
-    from dovetail.router.server import RouterServer
-    from dovetail.router.sessions.server import SessionServer
 
     bridge = Bridge(
         lambda: engine,
@@ -89,11 +87,7 @@ def server(
         limits=lambda: (context_len, None),
     )
     makers = [middleware_maker(hook) for hook in hooks]
-    sessions = SessionServer(bridge)
-    routes = sessions.routes()
-    serving = RouterServer(bridge, middleware=makers, args=stage.args, routes=routes)
-    learn_address(stage.args, serving)
-    serve_sessions(sessions, serving)
+    serving = with_sessions(bridge, stage.args, middleware=makers)
     serving.start(stage.loop)
     try:
         yield serving.url
