@@ -18,6 +18,11 @@ Read = Callable[[Fields, Bridge], object]
 """Reads a body; what it gives is the handler's matter."""
 
 
+def alone(read: Callable[[Fields], object]) -> Read:
+    """A reading that needs no engine."""
+    return lambda fields, bridge: read(fields)
+
+
 def described(
     summary: str, read: Read | None = None, query: tuple[str, ...] = ()
 ) -> Callable[[Handler], Handler]:

@@ -66,7 +66,8 @@ class RadixTreeMiddleware:
     @property
     def tokenizer(self) -> Tokenizer:
         """The model's."""
-        return self.router.tokenizer  # type: ignore[no-any-return]
+        tokenizer: Tokenizer = self.router.tokenizer
+        return tokenizer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"] if scope["type"] == "http" else None

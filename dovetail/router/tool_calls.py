@@ -50,12 +50,12 @@ def read_tools(fields: Fields) -> list[dict[str, Any]] | None:
     Raises:
         RequestError: one has no name, or parameters that are no object.
     """
-    tools = fields.raw("tools", shape=_TOOLS)
+    tools: list[dict[str, Any]] | None = fields.raw("tools", shape=_TOOLS)
     if tools is not None and not is_objects(tools):
         raise fields.wrong("tools", tools, "a list of objects")
     for number, tool in enumerate(tools or ()):
         _check_tool(fields, f"tools[{number}]", tool)
-    return tools  # type: ignore[no-any-return]
+    return tools
 
 
 def _check_tool(fields: Fields, place: str, tool: dict[str, Any]) -> None:

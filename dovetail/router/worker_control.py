@@ -15,8 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from dovetail.router.bridge import Bridge
-from dovetail.router.describe import described
+from dovetail.router.describe import alone, described
 from dovetail.router.fields import Fields, RequestError, Shape
 from dovetail.router.respond import Json, failure_body, read
 from dovetail.types import DovetailError
@@ -99,7 +98,7 @@ def routes(steered: Steered) -> list[BaseRoute]:
 
 
 def _weights(steered: Steered) -> list[BaseRoute]:
-    @described("Take the weights of a directory, all or none", _read_update)
+    @described("Take the weights of a directory, all or none", alone(_read_update))
     async def from_disk(request: Request) -> Response:
         asked = await read(request, _read_update)
         try:
@@ -114,7 +113,7 @@ def _weights(steered: Steered) -> list[BaseRoute]:
         message = f"Succeeded to update model weights. Weight version updated to {now}."
         return Json({"success": True, "message": message, "num_paused_requests": waiting})
 
-    @described("Say of which version the weights are", _read_version)
+    @described("Say of which version the weights are", alone(_read_version))
     async def new_version(request: Request) -> Response:
         version, abort = await read(request, _read_version)
         if abort:
@@ -130,7 +129,7 @@ def _weights(steered: Steered) -> list[BaseRoute]:
 
 
 def _pauses(steered: Steered) -> list[BaseRoute]:
-    @described("Make no token until /continue_generation", _read_pause)
+    @described("Make no token until /continue_generation", alone(_read_pause))
     async def pause(request: Request) -> Response:
         mode = await read(request, _read_pause)
         await steered.pause()
@@ -138,7 +137,7 @@ def _pauses(steered: Steered) -> list[BaseRoute]:
             await steered.abort()
         return Json({"message": "Generation paused successfully.", "status": "ok"})
 
-    @described("Go on after /pause_generation", _read_nothing)
+    @described("Go on after /pause_generation", alone(_read_nothing))
     async def go_on(request: Request) -> Response:
         await read(request, _read_nothing)
         await steered.resume()
@@ -151,12 +150,12 @@ def _pauses(steered: Steered) -> list[BaseRoute]:
 
 
 def _memory(steered: Steered) -> list[BaseRoute]:
-    @described("Give memory back", _read_tags)
+    @described("Give memory back", alone(_read_tags))
     async def release(request: Request) -> Response:
         await steered.release_memory(await read(request, _read_tags))
         return Json(None)
 
-    @described("Take memory again", _read_tags)
+    @described("Take memory again", alone(_read_tags))
     async def resume(request: Request) -> Response:
         await steered.resume_memory(await read(request, _read_tags))
         return Json(None)
@@ -168,7 +167,7 @@ def _memory(steered: Steered) -> list[BaseRoute]:
 
 
 def _looks(steered: Steered) -> list[BaseRoute]:
-    @described("Sums of the weights; a copy, noise, a comparison", _read_check)
+    @described("Sums of the weights; a copy, noise, a comparison", alone(_read_check))
     async def check(request: Request) -> Response:
         action, skip = await read(request, _read_check)
         try:
@@ -198,7 +197,7 @@ def _failed(error: DovetailError, **more: int) -> Response:
     return Json({"success": False, **more, **told}, status_code=400)
 
 
-def _read_update(fields: Fields, bridge: Bridge | None = None) -> _Update:
+def _read_update(fields: Fields) -> _Update:
     found = _Update(
         _directory(fields),
         _version(fields, "weight_version", _VERSION),
@@ -214,7 +213,7 @@ def _read_update(fields: Fields, bridge: Bridge | None = None) -> _Update:
     return found
 
 
-def _read_version(fields: Fields, bridge: Bridge | None = None) -> tuple[int, bool]:
+def _read_version(fields: Fields) -> tuple[int, bool]:
     version = _version(fields, "new_version", _NEW_VERSION)
     if version is None:
         raise fields.wrong("new_version", None, "a whole number, as text")
@@ -223,18 +222,18 @@ def _read_version(fields: Fields, bridge: Bridge | None = None) -> tuple[int, bo
     return version, abort
 
 
-def _read_pause(fields: Fields, bridge: Bridge | None = None) -> str:
+def _read_pause(fields: Fields) -> str:
     mode = fields.choice("mode", PAUSES) or "abort"
     _finish(fields)
     return mode
 
 
-def _read_nothing(fields: Fields, bridge: Bridge | None = None) -> None:
+def _read_nothing(fields: Fields) -> None:
     fields.ignore("torch_empty_cache")
     _finish(fields)
 
 
-def _read_check(fields: Fields, bridge: Bridge | None = None) -> tuple[str, tuple[str, ...]]:
+def _read_check(fields: Fields) -> tuple[str, tuple[str, ...]]:
     action = fields.choice("action", CHECKS) or "checksum"
     skip = fields.texts("skip_tensor_list")
     # Nothing is quantised, and there is one model.
@@ -243,7 +242,7 @@ def _read_check(fields: Fields, bridge: Bridge | None = None) -> tuple[str, tupl
     return action, skip
 
 
-def _read_tags(fields: Fields, bridge: Bridge | None = None) -> tuple[str, ...]:
+def _read_tags(fields: Fields) -> tuple[str, ...]:
     tags = fields.texts("tags") or MEMORY
     _finish(fields)
     wrong = [tag for tag in tags if tag not in MEMORY]

@@ -120,16 +120,15 @@ def read_chat(fields: Fields, bridge: Bridge) -> _Asked:
     Raises:
         RequestError: a field is wrong, or nothing that the engine can do.
     """
-    prompt = chat_prompt(fields, bridge)
+    prompt, tools = chat_prompt(fields, bridge)
     wanted = openai_wanted(fields, limit_names=("max_completion_tokens", "max_tokens"), limit=None)
     logprobs = fields.flag("logprobs", False)
     top = most_alternatives(fields, "top_logprobs", bridge) or 0
-    tools = read_tools(fields) if fields.raw("tool_choice") != "none" else None
     shape = Shape(
         chat=True,
         logprobs=logprobs,
         top=top if logprobs else 0,
-        tools=tuple(tools or ()),
+        tools=tools,
         reasoning=fields.flag("separate_reasoning", False),
     )
     return _asked(fields, bridge, [prompt], wanted, shape)
@@ -233,8 +232,10 @@ def _prompts(fields: Fields, bridge: Bridge) -> list[tuple[int, ...]]:
     return prompts
 
 
-def chat_prompt(fields: Fields, bridge: Bridge, *, required: bool = True) -> tuple[int, ...]:
-    """The messages through the tokenizer's chat template; tools are shown to it.
+def chat_prompt(
+    fields: Fields, bridge: Bridge, *, required: bool = True
+) -> tuple[tuple[int, ...], tuple[dict[str, Any], ...]]:
+    """The messages through the tokenizer's chat template, and the tools that are shown to it.
 
     Args:
         fields: the request.
@@ -255,8 +256,9 @@ def chat_prompt(fields: Fields, bridge: Bridge, *, required: bool = True) -> tup
     if choice not in ("auto", "none"):
         raise wrong("tool_choice", choice, "'auto' or 'none': no tool can be forced")
     tools = read_tools(fields)
+    shown = tools if choice == "auto" else None
     settings = {
-        "tools": tools if choice == "auto" else None,
+        "tools": shown,
         "chat_template": fields.text("chat_template"),
         "add_generation_prompt": fields.flag("add_generation_prompt", not continues),
         "continue_final_message": continues,
@@ -265,11 +267,12 @@ def chat_prompt(fields: Fields, bridge: Bridge, *, required: bool = True) -> tup
     }
     conversation = [_message(number, one) for number, one in enumerate(messages)]
     try:
-        return tuple(bridge.tokenizer.apply_chat_template(conversation, **{**extra, **settings}))
+        ids = tuple(bridge.tokenizer.apply_chat_template(conversation, **{**extra, **settings}))
     except RequestError:
         raise
     except Exception as error:
         raise not_taken(bridge.model, messages, error) from error
+    return ids, tuple(shown or ())
 
 
 def _message(number: int, message: Any) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def _tokenized(fields: Fields, bridge: Bridge) -> dict[str, Any]:
     fields.ignore("model")
     with_strings = fields.flag("return_token_strs", False)
     if "messages" in fields:
-        ids, tokens = list(chat_prompt(fields, bridge, required=False)), None
+        ids, tokens = list(chat_prompt(fields, bridge, required=False)[0]), None
         fields.flag("add_special_tokens", False)
     else:
         prompt = fields.raw("prompt", "", shape=_PROMPT)

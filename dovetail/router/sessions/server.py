@@ -29,7 +29,7 @@ from starlette.routing import BaseRoute, Route
 from dovetail.router.answer import Answer
 from dovetail.router.bridge import Bridge
 from dovetail.router.control import models_of
-from dovetail.router.describe import described
+from dovetail.router.describe import alone, described
 from dovetail.router.dialects.openai_answers import logprobs_of, message_of
 from dovetail.router.dialects.openai_shape import Scored, Shape
 from dovetail.router.fields import Fields, RequestError, wrong
@@ -56,14 +56,6 @@ from dovetail.types import FinishReason, Sample
 
 SERVED: MutableMapping[str, SessionServer] = WeakValueDictionary()
 """By `host:port`: those of this process, for the rollout that opens and ends sessions itself."""
-
-
-def _opening(fields: Fields, bridge: Bridge) -> None:
-    opening(fields)
-
-
-def _wanted_samples(fields: Fields, bridge: Bridge) -> None:
-    samples_asked(fields)
 
 
 def _chat_of(fields: Fields, bridge: Bridge) -> None:
@@ -128,7 +120,7 @@ class SessionServer:
             ]
         return routes
 
-    @described("Open a session", _opening)
+    @described("Open a session", alone(opening))
     async def _open(self, request: Request) -> Response:
         wanted = await read(request, opening)
         session = self.store.open(
@@ -151,7 +143,7 @@ class SessionServer:
             raise RequestError(f"no session {session_id!r} is open here", status=404)
         return Json({"session_id": session_id, "deleted": True})
 
-    @described("What is trained on of a session", _wanted_samples)
+    @described("What is trained on of a session", alone(samples_asked))
     async def _samples(self, request: Request) -> Response:
         session = self._session(request)
         agent, most = await read(request, samples_asked)

@@ -110,7 +110,8 @@ def _given(
             return {}
 
     try:
-        return stage.call(called)  # type: ignore[no-any-return]
+        given: Mapping[str, Any] = stage.call(called)
+        return given
     except (Fault, Unjudged) as why:
         if not stage.is_late:
             raise
