@@ -19,16 +19,16 @@ import argparse
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from dovetail.engines.process import processes_below
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAMS = {"embedded": "dovetail", "vllm": "vllm.entrypoints.openai.api_server"}
@@ -56,18 +56,10 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
 
 
-def below(pid: int) -> Iterator[int]:
-    """Every process below this one."""
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in task.read_text().split():
-            yield int(child)
-            yield from below(int(child))
-
-
 def engine_processes(pid: int, program: str) -> list[int]:
     """Of a run's engines, those that live."""
     found = []
-    for child in below(pid):
+    for child in processes_below(pid):
         try:
             words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
         except OSError:
@@ -103,7 +95,7 @@ def restarts_logged(run_dir: Path) -> int:
     """How often an engine was let in again, as the log has it: metrics tell it once a step."""
     log = run_dir / "log.txt"
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-    return len(re.findall(r"is back", text))
+    return text.count("is back")
 
 
 def kill_engines(

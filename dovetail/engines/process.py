@@ -121,7 +121,9 @@ class ServerProcess:
     @property
     def pids(self) -> list[int]:
         """Of the server and of every process below it."""
-        return [] if self._keeper is None or not self.alive else list(_below(self._keeper.pid))
+        if self._keeper is None or not self.alive:
+            return []
+        return list(processes_below(self._keeper.pid))
 
     @property
     def stopped(self) -> bool:
@@ -236,7 +238,7 @@ def _meant(error: str, usage: str) -> str:
     return f" (did you mean {', '.join(near)}?)" if near and "unrecognized" in error else ""
 
 
-def _below(pid: int) -> Iterator[int]:
+def processes_below(pid: int) -> Iterator[int]:
     """Every process below this one; ones that end meanwhile are left out."""
     children: list[int] = []
     with contextlib.suppress(OSError):
@@ -244,7 +246,7 @@ def _below(pid: int) -> Iterator[int]:
             children += map(int, (task / "children").read_text(encoding="ascii").split())
     for child in children:
         yield child
-        yield from _below(child)
+        yield from processes_below(child)
 
 
 def _state(pid: int) -> str | None:
