@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from dovetail.engines.flags import chosen, written
-from dovetail.engines.interpreter import interpreter
 from dovetail.engines.known_flags import known_flags
 from dovetail.types.errors import ConfigError
+from tests.integration.vllm_server import vllm_python
 
 ROOT = Path(__file__).parents[3]
 VLLM, SGLANG = known_flags("vllm"), known_flags("sglang")
@@ -96,11 +96,10 @@ def test_a_key_of_a_table_keeps_its_spelling_and_is_one_word():
     assert written("a_b.c_d", [1, 2], has_no=True) == ["--a-b.c_d=[1,2]"]
 
 
-@pytest.mark.skipif(".venvs" not in interpreter("vllm"), reason="vLLM is not installed")
 @pytest.mark.slow
 def test_the_list_is_that_of_the_installed_vllm():
     said = subprocess.run(
-        [interpreter("vllm"), str(ROOT / "tests/engine_flags.py"), "vllm"],
+        [vllm_python(), str(ROOT / "tests/engine_flags.py"), "vllm"],
         check=True,
         capture_output=True,
         text=True,
