@@ -22,6 +22,7 @@ import random
 import signal
 import struct
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -56,6 +57,9 @@ class Witness:
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, 8 * (3 + len(PLACES)))
+        self.blow: tuple[int, str, float] | None = None
+        """Step and place in which the next child kills itself, and after which share of the time
+        that the last visit there took: a parent that shares its processor comes too late."""
         self.clear(_NEVER)
 
     def clear(self, hold_after: int) -> None:
@@ -74,6 +78,9 @@ class Witness:
     def enter(self, step: int, place: str) -> None:
         """The child is there now."""
         struct.pack_into("qq", self._memory, 0, step, PLACES.index(place))
+        if self.blow is not None and self.blow[:2] == (step, place):
+            delay_s = self.blow[2] * self.seconds(place)
+            threading.Thread(target=_strike_down, args=(delay_s,), daemon=True).start()
         hold_after = struct.unpack_from("q", self._memory, 16)[0]
         while step > hold_after or (place == "finish" and hold_after < _NEVER):
             time.sleep(1.0)
@@ -81,6 +88,11 @@ class Witness:
     def leave(self, place: str, seconds: float) -> None:
         """The child has been there."""
         struct.pack_into("d", self._memory, 8 * (3 + PLACES.index(place)), seconds)
+
+
+def _strike_down(delay_s: float) -> None:
+    time.sleep(delay_s)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def watch(witness: Witness) -> None:
@@ -146,25 +158,24 @@ class Driver:
 
     def kill(self, name: str, load: bool, step: int, aim: str) -> str:
         """Start a run and kill it in step `step`; the place where it died."""
+        share = self.rng.uniform(0.0, 0.7)
+        self.witness.blow = None if aim == "start" else (step, aim, share)
         pid = self.launch(name, load, hold_after=step)
+        self.witness.blow = None
         if aim == "start":
             time.sleep(self.rng.uniform(0.0, self.start_s))
         else:
-            self._await(pid, step, aim)
-            # Less than the whole visit: the child has run on since it was seen there.
-            time.sleep(self.rng.uniform(0.0, 0.7 * self.witness.seconds(aim)))
-        if _ended(pid):
+            self._await_past(pid, step)
+        if _ended(pid) not in ([], [signal.SIGKILL]):
             raise SystemExit(f"{name} ended by itself: {_tail(self.workdir / name)}")
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         return self.witness.where()[1]
 
-    def _await(self, pid: int, step: int, aim: str) -> None:
-        """Until the child is in that place of that step, or past the step, or over."""
-        while (where := self.witness.where()) != (step, aim) and where[0] <= step:
-            if _ended(pid):
-                return
-            time.sleep(0.0005)
+    def _await_past(self, pid: int, step: int) -> None:
+        """Until the child is over, or past the step without having been in its place."""
+        while self.witness.where()[0] <= step and not _ended(pid):
+            time.sleep(0.001)
 
     def moments(self, count: int) -> list[tuple[int, str]]:
         """Steps in order, each with a place."""
