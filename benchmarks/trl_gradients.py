@@ -86,6 +86,7 @@ def make_trainer(model: Any, batch: Batch, case: Case | None, micro_batch_size: 
 
     from dovetail.config.sections import AlgorithmConfig, BatchConfig, OptimizerConfig
     from dovetail.trainers.hooks import TrainHooks
+    from dovetail.trainers.torch.backend import TorchBackend
     from dovetail.trainers.trainer import Trainer
 
     def given(rollout_id: int, data: dict[str, Any], samples: list[Any]) -> None:
@@ -96,15 +97,12 @@ def make_trainer(model: Any, batch: Batch, case: Case | None, micro_batch_size: 
         data["log_probs"] = [torch.tensor(row) for row in batch.old]
         data["ref_log_probs"] = [torch.tensor(row) for row in batch.reference]
 
+    batches, optimizer = BatchConfig(micro_batch_size=micro_batch_size), OptimizerConfig(lr=1e-3)
     return Trainer(
-        model,
-        model,
+        TorchBackend(model, model, batches, optimizer, temperature=1.0, total_steps=None),
         AlgorithmConfig(**({} if case is None else case.own)),
-        BatchConfig(micro_batch_size=micro_batch_size),
-        OptimizerConfig(lr=1e-3),
         temperature=1.0,
         pad_token_id=PAD_ID,
-        total_optimizer_steps=None,
         samples_per_optimizer_step=10**6,
         hooks=TrainHooks(postprocess=given),
     )

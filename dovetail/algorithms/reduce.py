@@ -39,23 +39,16 @@ def whiten(advantages_N: torch.Tensor, counts_N: torch.Tensor) -> torch.Tensor:
 
     `counts_N[i]` is how many tokens entry i stands for: its loss mask, or the trained tokens of a
     sample. Variance as in slime: the unbiased one, 1e-8 added under the root. Fewer than two
-    tokens: only centred. Inside a process group the tokens are those of all ranks: every rank calls
-    this, with what it has.
+    tokens: only centred.
     """
     counts_N = counts_N.to(torch.float64)
     values_N = advantages_N.to(torch.float64)
-    total, weighted = _over_ranks(torch.stack([counts_N.sum(), (values_N * counts_N).sum()]))
+    total, weighted = counts_N.sum(), (values_N * counts_N).sum()
     if total == 0:
         return advantages_N
     centred_N = values_N - weighted / total
-    (squares,) = _over_ranks((centred_N.square() * counts_N).sum().reshape(1))
+    squares = (centred_N.square() * counts_N).sum()
     if total < 2:
         return centred_N.to(advantages_N.dtype)
     scale = torch.rsqrt(squares / (total - 1) + 1e-8)
     return (centred_N * scale).to(advantages_N.dtype)
-
-
-def _over_ranks(sums: torch.Tensor) -> torch.Tensor:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(sums)
-    return sums

@@ -57,8 +57,8 @@ class Models:
     @cached_property
     def reference(self) -> Any | None:
         """The frozen policy that the KL is measured to; None where no KL is."""
-        settings, algorithm = self.config.model, self.config.algorithm
-        if not algorithm.estimates or not (algorithm.use_kl_loss or algorithm.kl_coef):
+        settings = self.config.model
+        if not self.config.algorithm.needs_reference:
             return None
         if settings.ref_load is None:
             return self._load_model(settings.hf_checkpoint)

@@ -7,12 +7,13 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from dovetail.algorithms.table import CUSTOM_LOSS
+from dovetail.algorithms.table import CUSTOM_LOSS, DISTILLATION_LOSS
 from dovetail.batch.convert import rows_from_samples
 from dovetail.run.report import Reporter
 from dovetail.run.schedule import Schedule
 from dovetail.trainers.critic import Critic
 from dovetail.trainers.hooks import ADVANTAGE, CORRECTION, LOSS, POSTPROCESS, REDUCER, TrainHooks
+from dovetail.trainers.torch.backend import TorchBackend
 from dovetail.trainers.torch.teacher import Teacher
 from dovetail.trainers.trainer import Trainer
 
@@ -27,22 +28,33 @@ def make_trainer(parts: Parts, schedule: Schedule, reporter: Reporter) -> Traine
     if config.debug.debug_rollout_only:
         return None
     teacher = parts.models.teacher
-    return Trainer(
+    made = None if teacher is None else make_teacher(parts, teacher)
+    hooks = make_hooks(parts)
+    on_logits = hooks.logits_loss is not None or config.algorithm.loss_type == DISTILLATION_LOSS
+    temperature = 1.0 if config.is_sft else config.rollout.rollout_temperature
+    backend = TorchBackend(
         parts.models.model,
         parts.models.reference,
-        config.algorithm,
         config.batch,
         config.optimizer,
-        temperature=1.0 if config.is_sft else config.rollout.rollout_temperature,
+        temperature=temperature,
+        total_steps=policy_steps(config, schedule),
+        routing_replay=config.algorithm.routing_replay,
+        others=[made.scored] if made and on_logits else [],
+    )
+    return Trainer(
+        backend,
+        config.algorithm,
+        temperature=temperature,
         pad_token_id=parts.models.tokenizer.pad_token_id or 0,
-        total_optimizer_steps=policy_steps(config, schedule),
+        max_nonfinite_steps=config.optimizer.max_nonfinite_steps,
         samples_per_optimizer_step=config.samples_per_optimizer_step,
         loss_divisor=config.rollout.rollout_max_response_len,
         critic=make_critic(parts, schedule),
         num_critic_only_steps=config.critic.num_critic_only_steps,
-        teacher=None if teacher is None else make_teacher(parts, teacher),
+        teacher=made,
         report=reporter.train_progress,
-        hooks=make_hooks(parts),
+        hooks=hooks,
     )
 
 

@@ -3,11 +3,14 @@ what the loss is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dovetail.batch.plan import PlannedBatch, Scope
 from dovetail.batch.rows import TrainRow
+from dovetail.trainers.data_parallel import DataParallel
 
 if TYPE_CHECKING:
     import torch
@@ -22,31 +25,69 @@ if TYPE_CHECKING:
     """`logits [T, V], untempered, of all positions -> scalar`."""
 
 
+@dataclass(frozen=True, slots=True)
+class PerToken:
+    """A loss that is a sum over tokens: what makes a micro-batch's share of it, piece by piece."""
+
+    of: Callable[[MicroBatch], TokenLoss]
+
+
+@dataclass(frozen=True, slots=True)
+class PerBatch:
+    """A loss that needs all scored tokens of a micro-batch at once."""
+
+    of: Callable[[MicroBatch], WholeLoss]
+
+
+@dataclass(frozen=True, slots=True)
+class OnLogits:
+    """A loss on the logits of all positions of a micro-batch, planned under `Scope.SEQUENCE`."""
+
+    of: Callable[[MicroBatch], LogitsLoss]
+
+
+BatchLoss = PerToken | PerBatch | OnLogits
+
+
 class Backend(Protocol):
-    """One policy in training, and perhaps a frozen reference."""
+    """One rank's part of one policy in training, and perhaps of a frozen reference.
+
+    All ranks make the same calls in the same order.
+    """
+
+    parallel: DataParallel
+    device: torch.device
+    runs_ahead: bool
+    """Whether a micro-batch's pass may begin before an earlier one's has ended (pipelines): a loss
+    then can't make passes of its own."""
+
+    @property
+    def has_reference(self) -> bool: ...
 
     def plan(
         self, rows: Sequence[TrainRow], chosen: Sequence[int], scope: Scope = ...
     ) -> list[PlannedBatch]:
-        """Micro-batches of the chosen rows, in the layout that suits the model."""
+        """Micro-batches of the chosen rows, for all ranks, in the layout that suits the model."""
         ...
 
-    def logprobs(self, batch: MicroBatch, reference: bool = ...) -> torch.Tensor:
-        """Logprobs of the scored tokens without gradients, [N] float32."""
+    def replaying(self, rows: Sequence[TrainRow]) -> AbstractContextManager[None]:
+        """What passes over these rows must run inside, all in one."""
         ...
 
-    def accumulate(self, batch: MicroBatch, token_loss: TokenLoss) -> None:
-        """Forward and backward: add the gradient of the summed `token_loss` to the step's
-        gradient."""
+    def routing_metrics(self) -> dict[str, float]:
+        """Of the passes since the last call; nothing without routing replay."""
         ...
 
-    def accumulate_whole(self, batch: MicroBatch, loss: WholeLoss) -> None:
-        """As `accumulate`, for a loss that needs all scored tokens at once."""
+    def logprobs(
+        self, batches: Iterable[MicroBatch], idle: int = ..., *, reference: bool = ...
+    ) -> Iterable[torch.Tensor]:
+        """Logprobs of the scored tokens of each micro-batch without gradients, [N] float32; zeros
+        where another rank has them. `idle` as in `Share`."""
         ...
 
-    def accumulate_logits(self, batch: MicroBatch, loss: LogitsLoss) -> None:
-        """As `accumulate`, for a loss on the logits of all positions of a batch under
-        `Scope.SEQUENCE`."""
+    def accumulate(self, batches: Iterable[MicroBatch], loss: BatchLoss, idle: int = ...) -> None:
+        """Forward and backward of this rank's micro-batches: add the gradient of their summed loss
+        to the step's gradient."""
         ...
 
     def discard(self) -> None:
@@ -54,7 +95,7 @@ class Backend(Protocol):
         ...
 
     def step(self) -> StepResult:
-        """Apply the gathered gradient, or nothing of it when it is not finite."""
+        """Apply the gradient that all ranks gathered, or nothing of it when it is not finite."""
         ...
 
     def state_dict(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]: ...

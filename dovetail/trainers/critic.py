@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from dovetail.batch.plan import Scope
 from dovetail.batch.rows import TrainRow
 from dovetail.checkpoint.hf import save_hf
 from dovetail.config.sections import BatchConfig, OptimizerConfig
+from dovetail.trainers.data_parallel import ALONE, DataParallel
 from dovetail.trainers.scores import score_rows
 from dovetail.trainers.sums import Sums
 from dovetail.trainers.torch.backend import TorchBackend
@@ -44,18 +45,31 @@ class Critic:
         pad_token_id: int,
         total_optimizer_steps: int | None,
         head_from: str | None = None,
+        parallel: DataParallel = ALONE,
     ):
         add_value_head(model, head_from)
         self.model, self.value_clip, self.pad_token_id = model, value_clip, pad_token_id
         self.backend = TorchBackend(
-            model, None, batch, optimizer, temperature=1.0, total_steps=total_optimizer_steps
+            model,
+            None,
+            batch,
+            optimizer,
+            temperature=1.0,
+            total_steps=total_optimizer_steps,
+            parallel=parallel,
         )
 
     def values(self, rows: Sequence[TrainRow]) -> list[torch.Tensor]:
         """Of every trained token; 0 at the others. [response_length] float32 per row."""
         everything = range(len(rows))
         scores = score_rows(
-            rows, everything, Scope.TRAINED, self.backend.plan, self._values, self.pad_token_id
+            rows,
+            everything,
+            Scope.TRAINED,
+            self.backend.plan,
+            self._values,
+            self.pad_token_id,
+            self.backend.parallel,
         )
         return [scores[i] for i in everything]
 
@@ -78,18 +92,20 @@ class Critic:
         planned = self.backend.plan(rows, list(weight_of_row), Scope.TRAINED)
         if not planned:
             return {}
-        sums, fit = Sums(), _Fit()
-        for plan in planned:
+        sums, parallel = Sums(), self.backend.parallel
+        for plan in parallel.share(planned).mine:
             batch = pack(rows, plan, self.pad_token_id, Scope.TRAINED)
             weights_N = batch.per_row([weight_of_row[i] for i in batch.rows])
             old_N = batch.flat([old_values[i] for i in batch.rows])
             returns_N = batch.flat([returns[i] for i in batch.rows])
             self._accumulate(batch, weights_N, old_N, returns_N, sums)
-            fit.add(old_N, returns_N)
         outcome = self.backend.step()
+        sums.over(parallel)
         return {
             **sums.result(),
-            "train/explained_variance": fit.explained_variance(),
+            "train/explained_variance": explained_variance(
+                rows, weight_of_row, old_values, returns
+            ),
             "train/critic_grad_norm": outcome.grad_norm,
             "train/critic_lr": outcome.lr,
             "train/critic_skipped_steps": float(not outcome.applied),
@@ -125,10 +141,11 @@ class Critic:
         return values_N.squeeze(-1)
 
     @torch.no_grad()
-    def _values(self, batch: MicroBatch) -> torch.Tensor:
-        self.backend.policy.eval_mode()
-        with self.backend.policy.attention_for(batch):
-            return self._predicted(batch)
+    def _values(self, batches: Iterable[MicroBatch], idle: int) -> Iterator[torch.Tensor]:
+        for batch in batches:
+            self.backend.policy.eval_mode()
+            with self.backend.policy.attention_for(batch):
+                yield self._predicted(batch)
 
     def _accumulate(
         self,
@@ -157,20 +174,12 @@ class Critic:
         sums.add(weights_N, metrics)
 
 
-class _Fit:
-    """How much of the returns the values told beforehand."""
-
-    def __init__(self) -> None:
-        self.values: list[torch.Tensor] = []
-        self.returns: list[torch.Tensor] = []
-
-    def add(self, values_N: torch.Tensor, returns_N: torch.Tensor) -> None:
-        self.values.append(values_N.double())
-        self.returns.append(returns_N.double())
-
-    def explained_variance(self) -> float:
-        returns = torch.cat(self.returns)
-        spread = float(returns.var(unbiased=False))
-        if not spread:
-            return 0.0
-        return 1.0 - float((returns - torch.cat(self.values)).var(unbiased=False)) / spread
+def explained_variance(
+    rows: Sequence[TrainRow], chosen: Iterable[int], values: Tensors, returns: Tensors
+) -> float:
+    """How much of the returns of the chosen rows' trained tokens the values told beforehand."""
+    masks = {i: torch.tensor(rows[i].loss_mask) > 0 for i in chosen}
+    told = torch.cat([values[i][mask] for i, mask in masks.items()]).double()
+    came = torch.cat([returns[i][mask] for i, mask in masks.items()]).double()
+    spread = float(came.var(unbiased=False))
+    return 1.0 - float((came - told).var(unbiased=False)) / spread if spread else 0.0

@@ -135,10 +135,7 @@ class Estimator:
                 value - self.algorithm.opd_kl_coef * gap
                 for value, gap in zip(advantages, apart, strict=True)
             ]
-        if not self.whitens:
-            return advantages
-        if not rows:
-            whiten(torch.empty(0), torch.empty(0))  # Other ranks wait for this one's share.
+        if not self.whitens or not rows:
             return advantages
         masks = torch.tensor([entry for row in rows for entry in row.loss_mask])
         lengths = [row.response_length for row in rows]

@@ -73,11 +73,13 @@ class Preparer:
         score: Score,
         *,
         needs_reference: bool,
+        scores_reference: bool,
         device: torch.device,
     ):
         self.algorithm, self.hooks, self.estimator, self.score = algorithm, hooks, estimator, score
         self.estimates = algorithm.estimates
         self.needs_reference, self.device = needs_reference, device
+        self.scores_reference = scores_reference
         whole = hooks.sees_rollout or hooks.sees_batch
         self.scope = Scope.RESPONSE if whole else Scope.TRAINED
         self.wants_columns = hooks.sees_rollout or bool(hooks.loss or hooks.logits_loss)
@@ -129,7 +131,7 @@ class Preparer:
             policy = self.score(rows, later, self.scope, False)
         ready.old = engine_logprobs(rows, "use_rollout_logprobs") if from_engine else policy
         ready.old_at_once = from_engine or self.scores_all
-        if in_reward or (self.needs_reference and self.scores_all):
+        if in_reward or (self.needs_reference and (self.scores_all or self.scores_reference)):
             ready.ref = self.score(rows, everything, self.scope, True)
         return policy
 
@@ -139,7 +141,7 @@ class Preparer:
         everything = range(len(ready.rows))
         old = [ready.old[i] for i in everything] if len(ready.old) == len(ready.rows) else None
         kl = None
-        if ready.ref:
+        if ready.ref and old is not None:
             kind = self.algorithm.kl_loss_type
             kl = [kl_estimate(ready.old[i], ready.ref[i], kind) for i in everything]
         ready.values = self.estimator.values(ready.rows)

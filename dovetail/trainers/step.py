@@ -11,7 +11,7 @@ import torch
 from dovetail.algorithms.inputs import TokenInputs
 from dovetail.batch.pack import MicroBatch
 from dovetail.config.sections import AlgorithmConfig
-from dovetail.trainers.backend import Backend
+from dovetail.trainers.backend import Backend, BatchLoss
 from dovetail.trainers.sums import Sums
 
 Loss = Callable[[TokenInputs, AlgorithmConfig], tuple[torch.Tensor, dict[str, torch.Tensor]]]
@@ -34,11 +34,7 @@ class TokenValues:
 
 
 def train_step(
-    backend: Backend,
-    batches: Iterable[MicroBatch],
-    accumulate: Callable[[MicroBatch], None],
-    sums: Sums,
-    on_batch: Callable[[MicroBatch], None],
+    backend: Backend, batches: Iterable[MicroBatch], loss: BatchLoss, sums: Sums, idle: int = 0
 ) -> dict[str, float]:
     """Add up the gradient of all micro-batches, then step once.
 
@@ -46,10 +42,9 @@ def train_step(
     `train/skipped_steps` (1.0 when the gradient was not finite), and the comparison with the
     engine.
     """
-    for batch in batches:
-        accumulate(batch)
-        on_batch(batch)
+    backend.accumulate(batches, loss, idle)
     outcome = backend.step()
+    sums.over(backend.parallel)
     return {
         **sums.result(),
         "train/grad_norm": outcome.grad_norm,

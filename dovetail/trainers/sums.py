@@ -10,6 +10,7 @@ import torch
 
 from dovetail.batch.pack import PLACES_PER_ROW
 from dovetail.batch.rows import TrainRow
+from dovetail.trainers.data_parallel import DataParallel
 
 NUM_WORST = 8
 """Tokens with the largest mismatch that are named."""
@@ -34,6 +35,15 @@ class Sums:
         """Shares of what is a sum over micro-batches already."""
         for name, value in values.items():
             self.totals[name] = self.totals[name] + value.detach()
+
+    def over(self, parallel: DataParallel) -> None:
+        """Take in what the other ranks have added up."""
+        if parallel.group is None:
+            return
+        _summed(self.weighted, parallel)
+        _summed(self.totals, parallel)
+        self.weight = parallel.summed(self.weight.double())
+        self.mismatch.over(parallel)
 
     def result(self) -> dict[str, float]:
         """Means; the comparison with the engine only if any token was compared."""
@@ -84,6 +94,18 @@ class Mismatch:
     def _sum(self, name: str, value: torch.Tensor) -> None:
         self.sums[name] = self.sums[name] + value
 
+    def over(self, parallel: DataParallel) -> None:
+        """As `Sums.over`."""
+        largest = float(self.sums.pop("max_ratio", torch.zeros(())))
+        gaps, places = (part.tolist() for part in self.worst)
+        told = parallel.told({"max_ratio": largest, "gaps": gaps, "places": places})
+        _summed(self.sums, parallel)
+        self.sums["max_ratio"] = torch.tensor(max(one["max_ratio"] for one in told))
+        gaps_n = torch.tensor([gap for one in told for gap in one["gaps"]])
+        places_n = torch.tensor([place for one in told for place in one["places"]])
+        largest_n = gaps_n.topk(min(NUM_WORST, len(gaps_n)))
+        self.worst = largest_n.values, places_n[largest_n.indices]
+
     def result(self) -> dict[str, float]:
         """Nothing if no token was compared."""
         tokens = float(self.sums["tokens"])
@@ -97,6 +119,16 @@ class Mismatch:
             "train/rollout_chi2": float(self.sums["chi2"]) / tokens,
             "train/rollout_max_ratio": float(self.sums["max_ratio"]),
         }
+
+
+def _summed(sums: dict[str, torch.Tensor], parallel: DataParallel) -> None:
+    """Over all ranks; one that saw no token knows no names."""
+    told = parallel.told(sorted(sums))
+    names = sorted({name for one in told for name in one})
+    if names:
+        own = [sums[name].double() if name in sums else torch.zeros(()).double() for name in names]
+        values = parallel.summed(torch.stack(own))
+        sums.update(zip(names, values, strict=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,7 +26,8 @@ from dovetail.batch.columns import mask_sums
 from dovetail.batch.pack import MicroBatch, pack
 from dovetail.batch.plan import Scope, optimizer_steps, rollout_ids
 from dovetail.batch.rows import TrainRow
-from dovetail.config.sections import AlgorithmConfig, BatchConfig, OptimizerConfig
+from dovetail.config.sections import AlgorithmConfig
+from dovetail.trainers.backend import Backend, BatchLoss, OnLogits, PerBatch, PerToken
 from dovetail.trainers.critic import Critic
 from dovetail.trainers.estimate import Estimator
 from dovetail.trainers.hooks import TrainHooks
@@ -34,14 +35,14 @@ from dovetail.trainers.prepare import Prepared, Preparer
 from dovetail.trainers.scores import Scores, score_rows
 from dovetail.trainers.step import TokenValues, token_loss_of, train_step
 from dovetail.trainers.sums import NUM_WORST, Sums, WorstToken, worst_tokens
-from dovetail.trainers.torch.backend import TorchBackend
 from dovetail.trainers.torch.teacher import Teacher
 from dovetail.trainers.whole import WholeStep
 from dovetail.types.errors import ConfigError, TrainError
 
 
 class Trainer:
-    """Trains `model` in place: its tensors are never replaced, so an engine may share them.
+    """Trains the policy of `backend`. On several ranks each one has a trainer, and all are called
+    with the same rows.
 
     `samples_per_optimizer_step` counts rollouts: rows that one execution fanned out into count
     once. `critic`: of estimators that need one; in the first `num_critic_only_steps` rollouts it
@@ -56,16 +57,13 @@ class Trainer:
 
     def __init__(
         self,
-        model: Any,
-        reference_model: Any | None,
+        backend: Backend,
         algorithm: AlgorithmConfig,
-        batch: BatchConfig,
-        optimizer: OptimizerConfig,
         *,
         temperature: float,
         pad_token_id: int,
-        total_optimizer_steps: int | None,
         samples_per_optimizer_step: int,
+        max_nonfinite_steps: int = 10,
         loss_divisor: int = 1,
         critic: Critic | None = None,
         num_critic_only_steps: int = 0,
@@ -78,24 +76,15 @@ class Trainer:
         self.loss_divisor = algorithm.loss_divisor or loss_divisor
         self.critic, self.num_critic_only_steps = critic, num_critic_only_steps
         self.teacher = teacher
-        self.max_nonfinite_steps = optimizer.max_nonfinite_steps
+        self.max_nonfinite_steps = max_nonfinite_steps
         self.report = report or (lambda done, total: None)
         self.hooks = _completed(hooks or TrainHooks(), algorithm, temperature)
         own = self.hooks.loss or self.hooks.logits_loss
         self.loss: Any = own or table.load(table.LOSSES, algorithm.loss_type, "loss_type")
         in_sequences = algorithm.loss_type == "policy_loss" and algorithm.needs_sequences
         self.sees_batch = self.hooks.sees_batch or in_sequences
-        self.needs_reference = _needs_reference(algorithm, reference_model)
-        self.backend = TorchBackend(
-            model,
-            reference_model if self.needs_reference else None,
-            batch,
-            optimizer,
-            temperature=temperature,
-            total_steps=total_optimizer_steps,
-            routing_replay=algorithm.routing_replay,
-            others=[teacher.scored] if teacher and self.hooks.logits_loss else [],
-        )
+        self.needs_reference = _needs_reference(algorithm, backend)
+        self.backend = backend
         self.prepare = Preparer(
             algorithm,
             self.hooks,
@@ -106,7 +95,8 @@ class Trainer:
             ),
             self._scores,
             needs_reference=self.needs_reference,
-            device=self.backend.policy.device,
+            scores_reference=backend.runs_ahead or backend.parallel.size > 1,
+            device=backend.device,
         )
         self.nonfinite_streak = 0
         self.changed = False
@@ -223,18 +213,19 @@ class Trainer:
         planned = self.backend.plan(rows, list(step.weight_of_row), scope)
         if not planned:
             return None
-        seen = step.rows_before
+        share = self.backend.parallel.share(planned)
 
-        def on_batch(batch: MicroBatch) -> None:
-            nonlocal seen
-            seen += len(batch.rows)
-            self.report(seen, len(rows))
+        def batches() -> Iterator[MicroBatch]:
+            # One micro-batch exists at a time.
+            seen = step.rows_before
+            for plan in share.mine:
+                yield pack(rows, plan, self.pad_token_id, scope)
+                seen += len(plan.rows)
+                self.report(seen, len(rows))
 
-        # One micro-batch exists at a time.
-        batches = (pack(rows, plan, self.pad_token_id, scope) for plan in planned)
         sums = Sums()
-        accumulate = self._accumulator(ready, step, divisors, sums)
-        result = train_step(self.backend, batches, accumulate, sums, on_batch)
+        loss = self._loss(ready, step, divisors, sums)
+        result = train_step(self.backend, batches(), loss, sums, share.idle)
         found = worst_tokens(sums.mismatch, rows)
         self.worst_tokens = sorted(self.worst_tokens + found, key=lambda one: -one.gap)[:NUM_WORST]
         self.changed = self.changed or not result["train/skipped_steps"]
@@ -254,17 +245,15 @@ class Trainer:
             return [self.loss_divisor] * len(rows)
         return mask_sums(rows)
 
-    def _accumulator(
-        self, ready: Prepared, step: _Step, divisors: Sequence[int], sums: Sums
-    ) -> Callable[[MicroBatch], None]:
-        """What adds a micro-batch to the step's gradient."""
+    def _loss(self, ready: Prepared, step: _Step, divisors: Sequence[int], sums: Sums) -> BatchLoss:
+        """What the step's micro-batches add to its gradient."""
 
         def values(batch: MicroBatch) -> TokenValues:
             return self._values(ready, step, batch)
 
         if not self.sees_batch:
-            return lambda batch: self.backend.accumulate(
-                batch, token_loss_of(values(batch), self.loss, self.algorithm, sums)
+            return PerToken(
+                lambda batch: token_loss_of(values(batch), self.loss, self.algorithm, sums)
             )
         trained = sum(sum(ready.rows[i].loss_mask) for i in step.weight_of_row)
         count = trained if self.algorithm.per_token else step.num_rollouts
@@ -272,14 +261,14 @@ class Trainer:
         look = None if self.teacher is None else self.teacher.logits
         whole = WholeStep(ready, divisors, scale, self.algorithm, self.hooks, values, sums, look)
         if self.hooks.logits_loss is not None:
-            return lambda batch: self.backend.accumulate_logits(batch, whole.logits_loss_of(batch))
-        return lambda batch: self.backend.accumulate_whole(batch, whole.loss_of(batch))
+            return OnLogits(whole.logits_loss_of)
+        return PerBatch(whole.loss_of)
 
     def _values(self, ready: Prepared, step: _Step, batch: MicroBatch) -> TokenValues:
         rows = [ready.rows[i] for i in batch.rows]
         ref_N = _flat(batch, ready.ref)
         if ref_N is None and self.needs_reference:
-            ref_N = self.backend.logprobs(batch, reference=True)
+            (ref_N,) = self.backend.logprobs([batch], reference=True)
         return TokenValues(
             weights_N=batch.per_row([step.weight_of_row[i] for i in batch.rows]),
             advantages_N=batch.flat([ready.advantages[i] for i in batch.rows]),
@@ -308,8 +297,9 @@ class Trainer:
             chosen,
             scope,
             self.backend.plan,
-            lambda batch: self.backend.logprobs(batch, reference),
+            partial(self.backend.logprobs, reference=reference),
             self.pad_token_id,
+            self.backend.parallel,
         )
 
     def _count_nonfinite(self, result: dict[str, float]) -> None:
@@ -340,14 +330,13 @@ class _Step:
     rows_before: int
 
 
-def _needs_reference(algorithm: AlgorithmConfig, reference_model: Any | None) -> bool:
-    needed = algorithm.estimates and (algorithm.use_kl_loss or algorithm.kl_coef > 0)
-    if needed and reference_model is None:
+def _needs_reference(algorithm: AlgorithmConfig, backend: Backend) -> bool:
+    if algorithm.needs_reference and not backend.has_reference:
         raise ConfigError(
             "use_kl_loss or kl_coef asks for KL to a frozen reference, but there is none; set "
             "--ref-load (TOML: model.ref_load), or drop --use-kl-loss and --kl-coef"
         )
-    return needed
+    return algorithm.needs_reference
 
 
 def _completed(hooks: TrainHooks, algorithm: AlgorithmConfig, temperature: float) -> TrainHooks:

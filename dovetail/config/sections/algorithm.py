@@ -187,6 +187,11 @@ class AlgorithmConfig(Section):
         return next((leaf for leaf in leaves if getattr(self, leaf)), None)
 
     @property
+    def needs_reference(self) -> bool:
+        """Whether a KL to a frozen reference is measured."""
+        return self.estimates and (self.use_kl_loss or self.kl_coef > 0)
+
+    @property
     def estimates(self) -> bool:
         """Whether the loss reads advantages."""
         return self.loss_type not in ("sft_loss", "distillation_loss")

@@ -1,9 +1,9 @@
-"""The backend of one process: any transformers causal LM, on CPU or one GPU."""
+"""The backend whose ranks each hold the whole model: any transformers causal LM, on CPU or GPU."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +13,8 @@ from dovetail.batch.pack import MicroBatch
 from dovetail.batch.plan import PlannedBatch, Scope, by_tokens
 from dovetail.batch.rows import TrainRow
 from dovetail.config.sections import BatchConfig, OptimizerConfig
+from dovetail.trainers.backend import BatchLoss, OnLogits, PerBatch, PerToken
+from dovetail.trainers.data_parallel import ALONE, DataParallel
 from dovetail.trainers.torch.layout import plan_for
 from dovetail.trainers.torch.optim import MasterAdamW, StepResult
 from dovetail.trainers.torch.routing import make_replay
@@ -20,11 +22,12 @@ from dovetail.trainers.torch.scored_model import ScoredModel
 from dovetail.types.errors import TrainError
 
 if TYPE_CHECKING:
-    from dovetail.trainers.backend import LogitsLoss, WholeLoss
+    from dovetail.trainers.backend import WholeLoss
 
 
 class TorchBackend:
-    """Satisfies `dovetail.trainers.backend.Backend`. `others`: models beside policy and reference
+    """Satisfies `dovetail.trainers.backend.Backend`. Trains `model` in place: its tensors are never
+    replaced, so an engine may share them. `others`: models beside policy and reference
     that see the policy's micro-batches, whose layout has to suit them too."""
 
     def __init__(
@@ -38,16 +41,18 @@ class TorchBackend:
         total_steps: int | None,
         routing_replay: str | None = None,
         others: Sequence[ScoredModel] = (),
+        parallel: DataParallel = ALONE,
     ):
-        self.policy = ScoredModel(model)
+        self.policy, self.parallel = ScoredModel(model), parallel
+        self.device = self.policy.device
         if routing_replay is not None:
             self.policy.routing = make_replay(model, routing_replay)
         self.reference = None if reference_model is None else ScoredModel(reference_model)
         references = [] if self.reference is None else [self.reference]
         self._models = [self.policy, *references, *others]
         self.batch_config, self.temperature = batch, temperature
-        self.optimizer = MasterAdamW(model, optimizer, total_steps)
-        self.share_prompts = True
+        self.optimizer = MasterAdamW(model, optimizer, total_steps, parallel)
+        self.share_prompts, self.runs_ahead = True, False
         self._vocab_size = int(model.get_input_embeddings().weight.shape[0])
 
     def plan(
@@ -62,8 +67,19 @@ class TorchBackend:
         routing = self.policy.routing
         same = by_tokens if routing is None else routing.same_prompt
         return plan_for(
-            self._models, self.batch_config, rows, chosen, scope, self.share_prompts, same
+            self._models,
+            self.batch_config,
+            rows,
+            chosen,
+            scope,
+            self.share_prompts,
+            same,
+            self.parallel.size,
         )
+
+    @property
+    def has_reference(self) -> bool:
+        return self.reference is not None
 
     def replaying(self, rows: Sequence[TrainRow]) -> contextlib.AbstractContextManager[None]:
         """What passes over these rows must run inside, all in one, so that later ones take the
@@ -79,30 +95,50 @@ class TorchBackend:
         """See `RoutingReplay.take_metrics`."""
         return {} if self.policy.routing is None else self.policy.routing.take_metrics()
 
-    def logprobs(self, batch: MicroBatch, reference: bool = False) -> torch.Tensor:
+    def logprobs(
+        self, batches: Iterable[MicroBatch], idle: int = 0, *, reference: bool = False
+    ) -> Iterator[torch.Tensor]:
         """See `Backend`."""
         model = self.reference if reference else self.policy
         assert model is not None
-        return logprobs_of(model, batch, self.temperature)
+        for batch in batches:
+            yield logprobs_of(model, batch, self.temperature)
 
-    def accumulate(self, batch: MicroBatch, token_loss: TokenLoss) -> None:
+    def accumulate(self, batches: Iterable[MicroBatch], loss: BatchLoss, idle: int = 0) -> None:
         """See `Backend`."""
-        model = self.policy
-        model.eval_mode()
-        targets_N = batch.targets_N.to(model.device)
-        with model.attention_for(batch):
-            if model.head is None:
-                self._accumulate_own_logits(batch, targets_N, token_loss)
-            else:
-                hidden_NH = model.hidden(batch)
-                hidden_NH.backward(self._head_gradients(hidden_NH, targets_N, token_loss))
-        self.optimizer.collect()
+        for batch in batches:
+            self.policy.eval_mode()
+            with self.policy.attention_for(batch):
+                match loss:
+                    case PerToken():
+                        self._per_token(batch, loss.of(batch))
+                    case PerBatch():
+                        self._per_batch(batch, loss.of(batch))
+                    case OnLogits():
+                        _backward(loss.of(batch)(self.policy.logits(batch)))
+            self.optimizer.collect()
 
-    def _accumulate_own_logits(
-        self, batch: MicroBatch, targets_N: torch.Tensor, token_loss: TokenLoss
-    ) -> None:
-        logprobs_N, entropy_N = self._own_logprobs(batch, targets_N)
-        torch.autograd.backward(token_loss(slice(0, len(targets_N)), logprobs_N, entropy_N))
+    def _per_token(self, batch: MicroBatch, token_loss: TokenLoss) -> None:
+        targets_N = batch.targets_N.to(self.device)
+        if self.policy.head is None:
+            logprobs_N, entropy_N = self._own_logprobs(batch, targets_N)
+            _backward(token_loss(slice(0, len(targets_N)), logprobs_N, entropy_N))
+        else:
+            hidden_NH = self.policy.hidden(batch)
+            hidden_NH.backward(self._head_gradients(hidden_NH, targets_N, token_loss))
+
+    def _per_batch(self, batch: MicroBatch, loss: WholeLoss) -> None:
+        """Through a head the logits are made twice: for the values, and for the gradient once its
+        slopes are known."""
+        targets_N, head = batch.targets_N.to(self.device), self.policy.head
+        if head is None:
+            _backward(loss(*self._own_logprobs(batch, targets_N)))
+            return
+        hidden_NH = self.policy.hidden(batch)
+        known = head_logprobs(hidden_NH.detach(), head, targets_N, self.temperature)
+        slopes = _slopes(loss, *known)
+        if slopes is not None:
+            hidden_NH.backward(self._head_gradients(hidden_NH, targets_N, slopes))
 
     def _own_logprobs(
         self, batch: MicroBatch, targets_N: torch.Tensor
@@ -111,34 +147,6 @@ class TorchBackend:
         logprobs_NV = torch.log_softmax(logits_NV, -1)
         entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
         return logprobs_NV.gather(1, targets_N[:, None]).squeeze(1), entropy_N
-
-    def accumulate_whole(self, batch: MicroBatch, loss: WholeLoss) -> None:
-        """See `Backend`. Through a head the logits are made twice: for the values, and for the
-        gradient once its slopes are known."""
-        model = self.policy
-        model.eval_mode()
-        targets_N = batch.targets_N.to(model.device)
-        with model.attention_for(batch):
-            if model.head is None:
-                value = loss(*self._own_logprobs(batch, targets_N))
-                if value is not None:
-                    torch.autograd.backward(value)
-            else:
-                hidden_NH = model.hidden(batch)
-                known = head_logprobs(hidden_NH.detach(), model.head, targets_N, self.temperature)
-                slopes = _slopes(loss, *known)
-                if slopes is not None:
-                    hidden_NH.backward(self._head_gradients(hidden_NH, targets_N, slopes))
-        self.optimizer.collect()
-
-    def accumulate_logits(self, batch: MicroBatch, loss: LogitsLoss) -> None:
-        """See `Backend`."""
-        self.policy.eval_mode()
-        with self.policy.attention_for(batch):
-            value = loss(self.policy.logits(batch))
-            if value is not None:
-                torch.autograd.backward(value)
-        self.optimizer.collect()
 
     def _head_gradients(
         self, hidden_NH: torch.Tensor, targets_N: torch.Tensor, token_loss: TokenLoss
@@ -173,6 +181,11 @@ class TorchBackend:
     ) -> None:
         """See `MasterAdamW.load_state_dict`."""
         self.optimizer.load_state_dict(tensors, facts)
+
+
+def _backward(loss: torch.Tensor | None) -> None:
+    if loss is not None:
+        torch.autograd.backward(loss)
 
 
 def _check_ids(rows: Sequence[TrainRow], vocab_size: int) -> None:

@@ -36,9 +36,10 @@ def plan_for(
     scope: Scope,
     share_prompts: bool = True,
     same: Same = by_tokens,
+    ranks: int = 1,
 ) -> list[PlannedBatch]:
     """Packed lines with shared prompts where all models can, padded lines otherwise; rows with
-    images are always padded.
+    images are always padded. Of a size that gives each of `ranks` about as much.
 
     Raises:
         TrainError: a row has images and a model takes only text, or their tensors are lost.
@@ -54,17 +55,27 @@ def plan_for(
     if scope is Scope.SEQUENCE:
         vocab = models[0].model.get_input_embeddings().weight.shape[0]
         budget = min(budget, max(LOGIT_ELEMENTS // vocab, longest))
-    with_images = [
-        plan
-        for members in pictured
-        for plan in plan_padded(rows, members, budget, max_rows, scope=scope)
-    ]
-    padded = plan_padded(rows, text, budget, max_rows, scope=scope)
-    if not all(_packs(model, longest) for model in models):
-        return padded + with_images
-    packed = plan_packed(rows, text, budget, max_rows, share=share_prompts, scope=scope, same=same)
-    shorter = packed if _tokens(packed) < WORTH_PACKING * _tokens(padded) else padded
-    return shorter + with_images
+
+    def laid_out(budget: int) -> list[PlannedBatch]:
+        with_images = [
+            plan
+            for members in pictured
+            for plan in plan_padded(rows, members, budget, max_rows, scope=scope)
+        ]
+        padded = plan_padded(rows, text, budget, max_rows, scope=scope)
+        if not all(_packs(model, longest) for model in models):
+            return padded + with_images
+        packed = plan_packed(
+            rows, text, budget, max_rows, share=share_prompts, scope=scope, same=same
+        )
+        shorter = packed if _tokens(packed) < WORTH_PACKING * _tokens(padded) else padded
+        return shorter + with_images
+
+    planned = laid_out(budget)
+    if len(planned) % ranks == 0:
+        return planned
+    rounds = -(-len(planned) // ranks)
+    return laid_out(max(longest, min(budget, -(-_tokens(planned) // (rounds * ranks)))))
 
 
 def _check_vision(models: Sequence[ScoredModel], row: TrainRow) -> None:

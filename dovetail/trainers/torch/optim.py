@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from dovetail.config.sections import OptimizerConfig
+from dovetail.trainers.data_parallel import ALONE, DataParallel
 from dovetail.types.errors import CheckpointError, ConfigError
 
 
@@ -61,8 +62,14 @@ class StepResult:
 class MasterAdamW:
     """Gradients in, changed weights out."""
 
-    def __init__(self, model: torch.nn.Module, config: OptimizerConfig, total_steps: int | None):
-        self.config = config
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        config: OptimizerConfig,
+        total_steps: int | None,
+        parallel: DataParallel = ALONE,
+    ):
+        self.config, self.parallel = config, parallel
         self.decay_steps = decay_steps(config, total_steps)
         self.params = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.masters = {
@@ -129,6 +136,8 @@ class MasterAdamW:
         for param in self.params.values():
             self.grad_for(param)
         grads = [self.main_grads[name] for name in self.params]
+        for grad in grads:
+            self.parallel.summed(grad)
         norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))))
         if not math.isfinite(norm):
             self.drop_grads()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from dovetail.batch.pack import MicroBatch
 from dovetail.batch.plan import PlannedBatch, Scope
 from dovetail.batch.rows import TrainRow
 from dovetail.config.sections import BatchConfig
+from dovetail.trainers.data_parallel import ALONE, DataParallel
 from dovetail.trainers.scores import score_rows
 from dovetail.trainers.torch.backend import logprobs_of
 from dovetail.trainers.torch.layout import plan_for
@@ -21,15 +22,29 @@ class Teacher:
     """Wraps `model`, whose vocabulary has the policy's tokens under the same ids. The temperature
     is the policy's, so that equal models agree."""
 
-    def __init__(self, model: Any, batch: BatchConfig, *, temperature: float, pad_token_id: int):
-        self.scored, self.batch_config = ScoredModel(model), batch
+    def __init__(
+        self,
+        model: Any,
+        batch: BatchConfig,
+        *,
+        temperature: float,
+        pad_token_id: int,
+        parallel: DataParallel = ALONE,
+    ):
+        self.scored, self.batch_config, self.parallel = ScoredModel(model), batch, parallel
         self.temperature, self.pad_token_id = temperature, pad_token_id
 
     def logprobs(self, rows: Sequence[TrainRow]) -> list[torch.Tensor]:
         """Of every trained token; 0 at the others. [response_length] float32 per row."""
         everything = range(len(rows))
         scores = score_rows(
-            rows, everything, Scope.TRAINED, self._plan, self._logprobs, self.pad_token_id
+            rows,
+            everything,
+            Scope.TRAINED,
+            self._plan,
+            self._logprobs,
+            self.pad_token_id,
+            self.parallel,
         )
         return [scores[i] for i in everything]
 
@@ -44,7 +59,10 @@ class Teacher:
     def _plan(
         self, rows: Sequence[TrainRow], chosen: Sequence[int], scope: Scope
     ) -> list[PlannedBatch]:
-        return plan_for([self.scored], self.batch_config, rows, chosen, scope)
+        return plan_for(
+            [self.scored], self.batch_config, rows, chosen, scope, ranks=self.parallel.size
+        )
 
-    def _logprobs(self, batch: MicroBatch) -> torch.Tensor:
-        return logprobs_of(self.scored, batch, self.temperature)
+    def _logprobs(self, batches: Iterable[MicroBatch], idle: int) -> Iterator[torch.Tensor]:
+        for batch in batches:
+            yield logprobs_of(self.scored, batch, self.temperature)

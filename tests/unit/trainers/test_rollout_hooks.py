@@ -336,7 +336,13 @@ def test_a_run_without_hooks_scores_and_trains_on_trained_tokens_only():
     trainer = make_trainer(MODEL, samples_per_optimizer_step=4, optimizer={"lr": 0.0})
     scored = []
     real = trainer.backend.logprobs
-    trainer.backend.logprobs = lambda batch, *more: scored.append(batch) or real(batch, *more)
-    trainer.backend.accumulate_whole = trainer.backend.accumulate_logits = None
+
+    def logprobs(batches, *more, **how):
+        for batch in batches:
+            scored.append(batch)
+            yield from real([batch], *more, **how)
+
+    trainer.backend.logprobs = logprobs
+    trainer.backend._per_batch = None
     trainer.train(rows)
     assert sum(len(batch.targets_N) for batch in scored) == sum(sum(r.loss_mask) for r in rows[4:])

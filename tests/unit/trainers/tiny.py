@@ -7,6 +7,8 @@ import transformers
 
 from dovetail.batch.rows import TrainRow
 from dovetail.config.sections import AlgorithmConfig, BatchConfig, OptimizerConfig
+from dovetail.trainers.data_parallel import ALONE
+from dovetail.trainers.torch.backend import TorchBackend
 from dovetail.trainers.trainer import Trainer
 
 VOCAB = 61
@@ -66,22 +68,39 @@ def make_rows(seed=0, prompts=3, group=4, prompt=(2, 9), response=(1, 10), mask=
     return rows
 
 
-def make_trainer(model, reference=None, *, algorithm=None, batch=None, optimizer=None, **more):
-    settings = {
-        "temperature": 1.0,
+def make_trainer(
+    model,
+    reference=None,
+    *,
+    algorithm=None,
+    batch=None,
+    optimizer=None,
+    temperature=1.0,
+    total_optimizer_steps=None,
+    parallel=ALONE,
+    **more,
+):
+    settings = AlgorithmConfig(**(algorithm or {}))
+    rates = OptimizerConfig(**{"lr": 1e-2, **(optimizer or {})})
+    teacher = more.get("teacher")
+    backend = TorchBackend(
+        model,
+        reference if settings.needs_reference else None,
+        BatchConfig(**(batch or {})),
+        rates,
+        temperature=temperature,
+        total_steps=total_optimizer_steps,
+        routing_replay=settings.routing_replay,
+        others=[teacher.scored] if teacher else [],
+        parallel=parallel,
+    )
+    own = {
         "pad_token_id": 0,
-        "total_optimizer_steps": None,
         "samples_per_optimizer_step": 10**6,
+        "max_nonfinite_steps": rates.max_nonfinite_steps,
         **more,
     }
-    return Trainer(
-        model,
-        reference,
-        AlgorithmConfig(**(algorithm or {})),
-        BatchConfig(**(batch or {})),
-        OptimizerConfig(**{"lr": 1e-2, **(optimizer or {})}),
-        **settings,
-    )
+    return Trainer(backend, settings, temperature=temperature, **own)
 
 
 def keep_gradient(trainer):
