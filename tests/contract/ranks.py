@@ -1,0 +1,66 @@
+"""Processes that train together: each calls one function of the tests, and says what came of it."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+PATIENCE_S = 300
+
+
+def on_ranks(world, function, **given):
+    """What `function` ("module:name") gives back on each of `world` ranks of a gloo group.
+
+    It is called as `function(rank, world, **given)` with JSON values and gives back one.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        place = Path(directory)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        words = [sys.executable, "-m", __name__, str(world), function, json.dumps(given), directory]
+        logs = [open(place / f"{rank}.log", "w+", encoding="utf-8") for rank in range(world)]
+        ranks = [
+            subprocess.Popen([*words, str(rank)], env=environment, stdout=log, stderr=log)
+            for rank, log in enumerate(logs)
+        ]
+        try:
+            codes = [rank.wait(PATIENCE_S) for rank in ranks]
+        finally:
+            for rank in ranks:
+                rank.kill()
+            said = []
+            for log in logs:
+                log.seek(0)
+                said.append(log.read()[-4000:])
+                log.close()
+        assert codes == [0] * world, "\n".join(said)
+        return [json.loads((place / f"{rank}.json").read_text()) for rank in range(world)]
+
+
+def main():
+    world, function, given, directory, rank = sys.argv[1:]
+    torch.set_num_threads(1)
+    place = Path(directory)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{place / 'meeting'}",
+        rank=int(rank),
+        world_size=int(world),
+        timeout=timedelta(seconds=60),
+    )
+    module, name = function.split(":")
+    found = getattr(importlib.import_module(module), name)(
+        int(rank), int(world), **json.loads(given)
+    )
+    (place / f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
