@@ -24,23 +24,22 @@ def on_ranks(world, function, **given):
         place = Path(directory)
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
         words = [sys.executable, "-m", __name__, str(world), function, json.dumps(given), directory]
-        logs = [open(place / f"{rank}.log", "w+", encoding="utf-8") for rank in range(world)]
         ranks = [
-            subprocess.Popen([*words, str(rank)], env=environment, stdout=log, stderr=log)
-            for rank, log in enumerate(logs)
+            _start([*words, str(rank)], environment, place / f"{rank}.log") for rank in range(world)
         ]
         try:
             codes = [rank.wait(PATIENCE_S) for rank in ranks]
         finally:
             for rank in ranks:
                 rank.kill()
-            said = []
-            for log in logs:
-                log.seek(0)
-                said.append(log.read()[-4000:])
-                log.close()
+        said = [(place / f"{rank}.log").read_text()[-4000:] for rank in range(world)]
         assert codes == [0] * world, "\n".join(said)
         return [json.loads((place / f"{rank}.json").read_text()) for rank in range(world)]
+
+
+def _start(words, environment, log):
+    with log.open("w") as out:
+        return subprocess.Popen(words, env=environment, stdout=out, stderr=out)
 
 
 def main():

@@ -1,4 +1,4 @@
-"""What every training backend is asked to do: a few steps on the same rows, from the same weights."""
+"""What every training backend is asked to do: some steps on the same rows, from equal weights."""
 
 import torch
 import torch.distributed as dist
