@@ -71,17 +71,11 @@ def _table(rows: dict[str, str]) -> dict[str, str]:
 WITHOUT_EFFECT: dict[str, str] = _table(
     {
         "placement over GPUs; this run is one process on one device": """
-            actor-num-nodes actor-num-gpus-per-node rollout-num-gpus num-gpus-per-node
-            critic-num-nodes critic-num-gpus-per-node distributed-backend
-            distributed-timeout-minutes tensor-model-parallel-size sequence-parallel
-            pipeline-model-parallel-size context-parallel-size expert-model-parallel-size
-            expert-tensor-parallel-size allgather-cp balance-data balance-by-flops
+            critic-num-nodes critic-num-gpus-per-node allgather-cp balance-data balance-by-flops
             use-distributed-post pin-rollout-manager-to-head indep-dp delay-split-train-data-by-dp
             object-store-backend mooncake-store-init-kwargs mooncake-replica-num
             p2p-transfer-num-workers p2p-transfer-timeout debug-deterministic-collective
             eval-num-gpus eval-num-gpus-per-engine""",
-        "GPUs of one engine: use --vllm-tensor-parallel-size or --sglang-tp-size": """
-            rollout-num-gpus-per-engine""",
         "evaluation runs between steps, on the weights of the step": """
             eval-hf-dir eval-max-in-flight eval-overflow-policy eval-keep-snapshots""",
         "the run's own server stands before its engine and has the middleware": """
@@ -106,8 +100,8 @@ WITHOUT_EFFECT: dict[str, str] = _table(
             router-tokenizer-cache-l1-max-memory router-worker-startup-check-interval
             router-worker-startup-timeout-secs""",
         "memory is shared by engine and trainer in this run": """
-            offload offload-train offload-rollout offload-rollout-level offload-train-target
-            update-weight-buffer-size update-weight-mode update-weight-transport
+            offload offload-rollout-level offload-train-target
+            update-weight-transport
             update-weight-transfer-mode train-memory-margin-bytes optimizer-cpu-offload
             overlap-cpu-optimizer-d2h-h2d use-precision-aware-optimizer recompute-method
             recompute-num-layers recompute-loss-function log-probs-chunk-size
@@ -158,7 +152,7 @@ UNSUPPORTED: dict[str, str] = _table(
             opd-teacher-ckpt-step opd-log-prob-top-k opd-teacher-key opd-top-k-strategy
             opd-reward-weight-mode opd-topk-per-position""",
         "LoRA and partly frozen models": """
-            lora-rank lora-alpha lora-dropout lora-type target-modules exclude-modules
+            lora-type exclude-modules
             lora-adapter-path only-train-params-name-list freeze-params-name-list freeze-indexer
             mtp-num-layers mtp-loss-scaling-factor enable-mtp-training lora-sync-from-tensor
             lora-base-cpu-backup lora-train-only experts-shared-outer-loras check-lora-weight-equal
@@ -178,7 +172,7 @@ UNSUPPORTED: dict[str, str] = _table(
         "data and evaluation beyond text prompts": """
             start-rollout-id disable-rollout-global-dataset loss-mask-type chat-template-path""",
         "checkpoints in Megatron's form": """
-            async-save no-save-optim no-load-optim no-load-rng ckpt-step save-trigger-sentinel""",
+            no-save-optim no-load-optim no-load-rng ckpt-step save-trigger-sentinel""",
         "other precisions, optimizers and trainers": """
             fp16 fp8-format megatron-config-path train-env-vars qwen-gdn-backend
             megatron-deepgemm-forward-layers megatron-deepgemm-forward-modules
@@ -190,7 +184,7 @@ UNSUPPORTED: dict[str, str] = _table(
             log-correct-samples tb-experiment-name load-forge-rollout-data
             load-debug-rollout-data-subsample save-debug-train-data dump-details memory-snapshot-dir
             memory-snapshot-num-steps profile-target memory-recorder record-memory-history
-            check-weight-update-equal check-weight-update-selector check-weight-update-skip-list
+            check-weight-update-selector check-weight-update-skip-list
             check-weight-update-allow-quant-error save-local-weight-checksum ci-save-grad-norm
             ci-load-grad-norm ci-ft-test-actions ci-inject-rollout-data-path ci-metric-checker-key
             ci-metric-checker-threshold ci-save-model-hash ci-check-model-hash use-mlflow
@@ -207,7 +201,6 @@ FIXED: dict[str, tuple[str, ...]] = {
     "optimizer": ("adam", "adamw"),
     "attention_dropout": ("0", "0.0"),
     "hidden_dropout": ("0", "0.0"),
-    "train_backend": ("torch",),
 }
 """Foreign settings that have one value here; naming that value is fine."""
 

@@ -14,6 +14,7 @@ from dovetail.config.engine_rules import engine_rules
 from dovetail.config.eval_rules import evaluation, missing_data
 from dovetail.config.eval_sets import eval_sets
 from dovetail.config.leaves import cure, nearest
+from dovetail.config.placement_rules import placement_rules
 from dovetail.config.reward_rules import asked_rewards, built_in_rewards, rewards_of
 from dovetail.config.router_rules import router_rules
 from dovetail.config.run import RunConfig
@@ -39,7 +40,7 @@ def check_evaluation(config: RunConfig) -> None:
     Raises:
         ConfigError: with every problem found, one per line.
     """
-    rules = (_mode, _model, evaluation, built_in_rewards, engine_rules, router_rules)
+    rules = (placement_rules, _model, evaluation, built_in_rewards, engine_rules, router_rules)
     problems = [problem for rule in rules for problem in rule(config)]
     if not (problems or config.hooks.eval_function_path or eval_sets(config)):
         problems.append(f"nothing to evaluate; name a set: {cure('eval_prompt_data', 'NAME PATH')}")
@@ -90,14 +91,6 @@ def check_names(
         known = ", ".join(sorted(names))
         problems.append(f"unknown {leaf} '{name}'{whose}; {hint}known: {known}; {cure(leaf)}")
     _refuse(problems)
-
-
-def _mode(config: RunConfig) -> Iterator[str]:
-    if config.runtime.mode != "local":
-        yield (
-            f"mode '{config.runtime.mode}' needs a cluster runtime, which this version does not "
-            f"have; use {cure('mode', 'local')}, and leave --colocate out"
-        )
 
 
 def _model(config: RunConfig) -> Iterator[str]:
@@ -236,7 +229,7 @@ def _debug(config: RunConfig) -> Iterator[str]:
 
 
 _RULES: tuple[Rule, ...] = (
-    _mode,
+    placement_rules,
     _model,
     _length_of_run,
     _data,
@@ -251,4 +244,4 @@ _RULES: tuple[Rule, ...] = (
     router_rules,
     agent_rules,
 )
-_SERVED: tuple[Rule, ...] = (_mode, _model, _checkpoint, engine_rules, router_rules)
+_SERVED: tuple[Rule, ...] = (placement_rules, _model, _checkpoint, engine_rules, router_rules)

@@ -8,6 +8,7 @@ from dovetail.config.agent_rules import agent_notes
 from dovetail.config.engine_rules import engine_notes
 from dovetail.config.eval_sets import eval_sets
 from dovetail.config.leaves import cure
+from dovetail.config.placement_rules import placement_notes
 from dovetail.config.resolve import Resolved
 from dovetail.config.reward_rules import settings_without_reward
 from dovetail.config.run import RunConfig
@@ -25,6 +26,7 @@ def notes(config: RunConfig) -> list[str]:
         _of_the_algorithm,
         engine_notes,
         agent_notes,
+        placement_notes,
     )
     return [note for part in parts for note in part(config)]
 

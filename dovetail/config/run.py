@@ -22,6 +22,7 @@ from dovetail.config.sections import (
     RuntimeConfig,
     Section,
     SessionConfig,
+    TrainerConfig,
 )
 
 
@@ -40,6 +41,7 @@ class RunConfig(Section):
     distillation: DistillationConfig = DistillationConfig()
     batch: BatchConfig = BatchConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    trainer: TrainerConfig = TrainerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
     observe: ObserveConfig = ObserveConfig()

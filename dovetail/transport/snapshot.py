@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Transport = Literal["auto", "shared_memory", "disk"]
+Transport = Literal["auto", "shared_memory", "cuda_ipc", "broadcast", "disk"]
 
 SHARED_MEMORY = Path("/dev/shm")
 MANIFEST = "dovetail_weights.json"

@@ -26,6 +26,7 @@ from dovetail.config.sections.rollout import RolloutConfig
 from dovetail.config.sections.router import RouterConfig
 from dovetail.config.sections.runtime import RuntimeConfig
 from dovetail.config.sections.session import SessionConfig
+from dovetail.config.sections.trainer import TrainerConfig
 
 __all__ = [
     "Section",
@@ -46,5 +47,6 @@ __all__ = [
     "HooksConfig",
     "RouterConfig",
     "SessionConfig",
+    "TrainerConfig",
     "RuntimeConfig",
 ]

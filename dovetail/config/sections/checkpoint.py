@@ -24,6 +24,9 @@ class CheckpointConfig(Section):
     save_interval: int | None = Field(
         None, ge=1, description="Steps between checkpoints; the last step is always saved when set."
     )
+    async_save: bool = Field(
+        False, description="Write checkpoints of trainer ranks while the run goes on."
+    )
     save_keep: int = Field(2, ge=1, description="Newest checkpoints kept.")
     save_hf: str | None = Field(
         None,

@@ -56,11 +56,28 @@ class EngineConfig(Section):
             "answer at once unless this is set."
         ),
     )
-    weight_transport: Literal["auto", "shared_memory", "disk"] = Field(
+    weight_transport: Literal["auto", "shared_memory", "cuda_ipc", "broadcast", "disk"] = Field(
         "auto",
         description=(
-            "How weights reach engines in other processes: through /dev/shm of this machine, or "
-            "files in update_weight_disk_dir; auto: shared memory where there is enough."
+            "How weights reach engines in other processes: through /dev/shm of this machine, as "
+            "handles of GPU memory, by a process group of trainer and engines, or files in "
+            "update_weight_disk_dir; auto: the fastest of them that reaches every engine."
+        ),
+    )
+    update_weight_mode: Literal["full", "delta"] = Field(
+        "full",
+        description="What weight_transport disk writes: every tensor, or only what changed.",
+    )
+    update_weight_buffer_size: int = Field(
+        512 * 1024**2,
+        ge=1024**2,
+        description="Bytes of full tensors that are gathered from the ranks at a time.",
+    )
+    check_weight_update_equal: bool = Field(
+        False,
+        description=(
+            "After every update compare what the engines hold with what was sent; a difference "
+            "ends the run."
         ),
     )
     update_weight_disk_dir: str | None = Field(

@@ -21,6 +21,14 @@ class RolloutConfig(Section):
             "Groups submitted at a time when a filter drops some; default: rollout_batch_size."
         ),
     )
+    max_lag: int = Field(
+        0,
+        ge=0,
+        description=(
+            "Publishes that a sample's oldest token may lie behind the weights it trains; above 0 "
+            "generation goes on during training."
+        ),
+    )
     partial_rollout: bool = Field(
         False,
         description=(

@@ -72,8 +72,7 @@ class TorchBackend:
             rows,
             chosen,
             scope,
-            self.share_prompts,
-            same,
+            same if self.share_prompts else None,
             self.parallel.size,
         )
 

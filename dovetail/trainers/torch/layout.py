@@ -34,12 +34,12 @@ def plan_for(
     rows: Sequence[TrainRow],
     chosen: Sequence[int],
     scope: Scope,
-    share_prompts: bool = True,
-    same: Same = by_tokens,
+    same: Same | None = by_tokens,
     ranks: int = 1,
 ) -> list[PlannedBatch]:
     """Packed lines with shared prompts where all models can, padded lines otherwise; rows with
-    images are always padded. Of a size that gives each of `ranks` about as much.
+    images are always padded. Of a size that gives each of `ranks` about as much. `same`: which
+    prompts are one; None: each row keeps its own.
 
     Raises:
         TrainError: a row has images and a model takes only text, or their tensors are lost.
@@ -66,7 +66,13 @@ def plan_for(
         if not all(_packs(model, longest) for model in models):
             return padded + with_images
         packed = plan_packed(
-            rows, text, budget, max_rows, share=share_prompts, scope=scope, same=same
+            rows,
+            text,
+            budget,
+            max_rows,
+            share=same is not None,
+            scope=scope,
+            same=same or by_tokens,
         )
         shorter = packed if _tokens(packed) < WORTH_PACKING * _tokens(padded) else padded
         return shorter + with_images

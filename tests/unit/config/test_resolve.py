@@ -162,9 +162,8 @@ def test_foreign_spellings_set_our_leaves_and_keep_their_own_origin(tmp_path: Pa
 
 def test_settings_without_effect_are_accepted_and_told_once() -> None:
     resolved = resolve([], ["--actor-num-nodes", "1", "--use-dynamic-batch-size", "--swiglu"])
-    assert _set(resolved) == {}
+    assert _set(resolved) == {"actor_num_nodes": "flag --actor-num-nodes"}
     assert [note.split(" (")[0] for note in resolved.notes] == [
-        "without effect in this run: flag --actor-num-nodes",
         "without effect in this run: flag --use-dynamic-batch-size",
         "without effect in this run: flag --swiglu",
     ]

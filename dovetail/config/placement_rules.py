@@ -1,0 +1,74 @@
+"""Impossible combinations of who lives where, and settings of it without effect. As in
+`dovetail.config.check` and `dovetail.config.notes`, whose rules and notes these are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dovetail.config.leaves import cure
+from dovetail.config.run import RunConfig
+
+_OF_CLUSTERS = {
+    "runtime": (
+        "ray_address",
+        "actor_num_nodes",
+        "actor_num_gpus_per_node",
+        "num_gpus_per_node",
+        "rollout_num_gpus",
+        "rollout_num_gpus_per_engine",
+        "offload_train",
+        "offload_rollout",
+        "max_trainer_restarts",
+    ),
+    "trainer": (
+        "dp_replicate_size",
+        "tensor_model_parallel_size",
+        "sequence_parallel",
+        "pipeline_model_parallel_size",
+        "num_layers_per_virtual_pipeline_stage",
+        "context_parallel_size",
+        "expert_model_parallel_size",
+        "expert_tensor_parallel_size",
+        "use_distributed_optimizer",
+        "fsdp_cpu_offload",
+        "distributed_backend",
+        "distributed_timeout_minutes",
+    ),
+    "checkpoint": ("async_save",),
+    "engine": ("update_weight_buffer_size",),
+}
+"""By section: what only a trainer of several ranks reads."""
+
+
+def placement_rules(config: RunConfig) -> Iterator[str]:
+    """Ways of living together that can't be."""
+    if config.runtime.mode != "local":
+        yield (
+            f"mode '{config.runtime.mode}' needs a cluster runtime, which this version does not "
+            f"have; use {cure('mode', 'local')}, and leave --colocate out"
+        )
+    asked = {
+        "train_backend": config.trainer.train_backend != "torch",
+        "lora_rank": config.trainer.lora_rank > 0,
+        "max_lag": config.rollout.max_lag > 0,
+        "check_weight_update_equal": config.engine.check_weight_update_equal,
+        "update_weight_mode": config.engine.update_weight_mode != "full",
+        "weight_transport": config.engine.weight_transport in ("cuda_ipc", "broadcast"),
+    }
+    for leaf in (leaf for leaf, wanted in asked.items() if wanted):
+        yield f"{leaf} has only its default in this version; leave {cure(leaf)} out"
+
+
+def placement_notes(config: RunConfig) -> Iterator[str]:
+    """One line for all sizes of a cluster that a run in one process does not have."""
+    if config.runtime.mode != "local":
+        return
+    idle = [
+        leaf
+        for section, leaves in _OF_CLUSTERS.items()
+        for leaf in leaves
+        if leaf in getattr(config, section).model_fields_set
+    ]
+    if idle:
+        flags = ", ".join("--" + leaf.replace("_", "-") for leaf in idle)
+        yield f"without effect in mode local, which trains in one process: {flags}"
