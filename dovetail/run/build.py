@@ -46,7 +46,7 @@ from dovetail.run.serving import hook_owners, make_router
 from dovetail.run.training import export_critic, make_to_rows, make_trainer
 from dovetail.run.validate import validate
 from dovetail.runtime.compute import compute_thread
-from dovetail.runtime.plan import Plan, plan
+from dovetail.runtime.plan import Cluster, Plan, plan
 from dovetail.trainers.torch.routing import make_replay
 from dovetail.types import ConfigError
 from dovetail.types.ports import DataSource
@@ -136,12 +136,7 @@ class Parts:
         self.hooks: dict[str, BoundHook] = bind_hooks(config.hooks, self.args, hook_owners(config))
         self._bound: dict[tuple[str, str], BoundHook] = {}
         self._bind_those_of_eval_sets()
-        self.plan: Plan = plan(
-            config.runtime,
-            config.model,
-            has_cuda=torch.cuda.is_available(),
-            in_processes=config.engine.in_processes,
-        )
+        self.plan: Plan = plan(config, Cluster(has_cuda=torch.cuda.is_available()))
         self.models = Models(config, self.plan)
         has_fleet = self.samples and config.engine.in_processes
         self.fleet = make_fleet(config, self.models, resolved.passthrough) if has_fleet else None

@@ -21,7 +21,7 @@ from dovetail.run.models import Models
 from dovetail.run.serving import make_server
 from dovetail.run.steered import SteeredEngine
 from dovetail.runtime.compute import compute_thread
-from dovetail.runtime.plan import plan
+from dovetail.runtime.plan import Cluster, plan
 from dovetail.trainers.torch.restore import restore_weights
 
 if TYPE_CHECKING:
@@ -44,12 +44,7 @@ class ServedParts:
         self.config = config = resolved.config
         self.args = ArgsView(config, resolved.passthrough)
         self.hooks: dict[str, BoundHook] = bind_hooks(_hooks_of_server(config), self.args, _OWNERS)
-        self.plan = plan(
-            config.runtime,
-            config.model,
-            has_cuda=torch.cuda.is_available(),
-            in_processes=config.engine.in_processes,
-        )
+        self.plan = plan(config, Cluster(has_cuda=torch.cuda.is_available()))
         self.models: Models = Models(config, self.plan)
         self.fleet = None
         routes = worker_control.routes(

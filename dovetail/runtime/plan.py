@@ -1,7 +1,12 @@
-"""Placement: a pure function from the configuration to who gets which devices, printable before
-a run.
+"""Placement: a pure function from the configuration and what machines there are to who gets which
+devices, printable before a run.
 
-Trainers, engines and user code never see the mode; only `run/build.py` reads the plan.
+    colocated        node 0 | trainer 0  trainer 1 |   the same devices, in turns
+                            | engine 0   engine 1  |
+    disaggregated    node 0 | trainer 0  trainer 1 | engine 0  engine 1 |
+
+Trainers, engines and user code never see the mode; only `run/build.py` reads the plan. A device is
+a GPU, or on a machine without GPUs a process on its CPU.
 """
 
 from __future__ import annotations
@@ -9,8 +14,62 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from dovetail.config.sections import ModelConfig, RuntimeConfig
+from dovetail.config.leaves import cure
+from dovetail.config.run import RunConfig
+from dovetail.runtime.layout import Coordinates, Layout, layout
 from dovetail.types.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Device:
+    """One GPU, or one CPU process where there are none."""
+
+    node: int
+    """Which of the cluster's nodes, from 0."""
+    index: int
+    """Which of the node's devices, from 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerRank:
+    """One process of the trainer."""
+
+    rank: int
+    device: Device
+    coordinates: Coordinates
+
+    @property
+    def node(self) -> int:
+        """The node that it lives on."""
+        return self.device.node
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedEngine:
+    """One engine that the run starts."""
+
+    index: int
+    devices: tuple[Device, ...]
+    """All on one node; several are tensor parallel."""
+    shares_tensors: bool = False
+    """True: it lives in the trainer's process and reads the parameters that the trainer updates."""
+
+    @property
+    def node(self) -> int:
+        """The node that it lives on."""
+        return self.devices[0].node
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What there is to place roles on."""
+
+    has_cuda: bool = False
+    gpus: tuple[int, ...] | None = None
+    """Devices of each node; None: nodes are as many, and have as many devices, as are asked for
+    (CPU processes, or a cluster that was not looked at)."""
+    memory_bytes: int | None = None
+    """Memory of one GPU, where it is known."""
 
 
 @dataclass(frozen=True)
@@ -19,49 +78,170 @@ class Plan:
 
     mode: str
     device: str
-    """`cpu`, or `cuda:0` shared by trainer and engine."""
+    """Mode local: `cpu`, or `cuda:0` shared by trainer and engine. Else `cpu` or `cuda`: what a
+    rank's device is called in its own process, where it sees no other."""
     num_threads: int
-    """CPU threads for tensor work."""
+    """CPU threads for tensor work of one machine."""
     shares_tensors: bool
     """True: engine and trainer read the same parameters, and publishing copies nothing."""
+    layout: Layout = Layout()
+    nodes: tuple[int, ...] = (1,)
+    """Devices of each node that is used."""
+    trainer_ranks: tuple[TrainerRank, ...] = ()
+    """By rank; empty where nothing is trained."""
+    engines: tuple[PlannedEngine, ...] = ()
+    """By index; those that run already are no part of the plan."""
 
     def describe(self) -> str:
         """One line for a person."""
-        where = f"{self.device}, {self.num_threads} threads"
-        if self.shares_tensors:
-            return f"{self.mode}: one process on {where}, engine and trainer share their tensors"
-        return f"{self.mode}: trainer on {where}; engines in other processes, with own tensors"
+        if self.mode == "local":
+            where = f"{self.device}, {self.num_threads} threads"
+            if self.shares_tensors:
+                return f"local: one process on {where}, engine and trainer share their tensors"
+            return f"local: trainer on {where}; engines in other processes, with own tensors"
+        kind = "GPUs" if self.device != "cpu" else "CPU processes"
+        places = f"{_count(len(self.nodes), 'node')} of {_each(self.nodes)} {kind}"
+        split = self.layout.describe()
+        trainer = _count(len(self.trainer_ranks), "trainer rank") + (f" ({split})" if split else "")
+        engines = _count(len(self.engines), "engine")
+        if self.engines and len(self.engines[0].devices) > 1:
+            engines += f" of {len(self.engines[0].devices)} each"
+        turns = ", in turns on the same devices" if self.mode == "colocated" else ""
+        return f"{self.mode}: {places}; {trainer}, {engines}{turns}"
 
 
-def plan(
-    runtime: RuntimeConfig, model: ModelConfig, *, has_cuda: bool, in_processes: bool = False
-) -> Plan:
+def plan(config: RunConfig, cluster: Cluster) -> Plan:
     """Place every role.
 
     Args:
-        runtime: mode.
-        model: device and thread wishes.
-        has_cuda: whether this machine has a usable GPU.
-        in_processes: whether engines have processes of their own.
+        config: a configuration that `dovetail.config.check` let pass.
+        cluster: the machines.
 
     Raises:
-        ConfigError: the mode has no runtime here, or a GPU is asked for where there is none.
+        ConfigError: there are too few devices, or a GPU is asked for where there is none.
     """
-    if runtime.mode != "local":
-        raise ConfigError(
-            f"mode '{runtime.mode}' needs a cluster runtime, which this version does not have; "
-            "the only mode is 'local' (--mode local, TOML: runtime.mode)"
-        )
-    if model.device == "cuda" and not has_cuda:
+    model = config.model
+    if model.device == "cuda" and not cluster.has_cuda:
         raise ConfigError(
             "device 'cuda' was asked for, but torch sees no GPU; "
             "use --device auto or --device cpu (TOML: model.device)"
         )
-    device = "cuda:0" if has_cuda and model.device != "cpu" else "cpu"
+    on_gpu = cluster.has_cuda and model.device != "cpu"
     threads = model.num_threads or len(os.sched_getaffinity(0))
+    if config.runtime.mode == "local":
+        return _local(config, "cuda:0" if on_gpu else "cpu", threads)
+    split = layout(config)
+    nodes = _nodes(config, cluster)
+    ranks = tuple(
+        TrainerRank(rank, device, split.at(rank))
+        for rank, device in enumerate(_trainer_devices(config, nodes))
+    )
+    return Plan(
+        mode=config.runtime.mode,
+        device="cuda" if on_gpu else "cpu",
+        num_threads=threads,
+        shares_tensors=False,
+        layout=split,
+        nodes=nodes,
+        trainer_ranks=ranks,
+        engines=_engines(config, nodes, [one.device for one in ranks]),
+    )
+
+
+def num_engines(config: RunConfig) -> int:
+    """Engines that the run starts: as `rollout_num_gpus` says, else `rollout_num_engines`, else,
+    colocated, as many as fit on the trainer's devices."""
+    own, runtime = config.engine, config.runtime
+    if own.external_urls:
+        return 0
+    per_engine = runtime.rollout_num_gpus_per_engine
+    if runtime.mode != "local" and runtime.rollout_num_gpus is not None:
+        return runtime.rollout_num_gpus // per_engine
+    if runtime.mode == "colocated" and "rollout_num_engines" not in own.model_fields_set:
+        return max(1, runtime.trainer_ranks // per_engine)
+    return own.rollout_num_engines
+
+
+def _local(config: RunConfig, device: str, threads: int) -> Plan:
+    here, apart = Device(0, 0), config.engine.in_processes
     return Plan(
         mode="local",
         device=device,
         num_threads=threads,
-        shares_tensors=not in_processes,
+        shares_tensors=not apart,
+        trainer_ranks=(TrainerRank(0, here, Coordinates()),),
+        engines=tuple(
+            PlannedEngine(index, (here,), shares_tensors=not apart)
+            for index in range(num_engines(config))
+        ),
     )
+
+
+def _nodes(config: RunConfig, cluster: Cluster) -> tuple[int, ...]:
+    """Devices of each node that may be used; made up where nobody looked."""
+    runtime = config.runtime
+    if cluster.gpus is not None:
+        limit = runtime.num_gpus_per_node
+        return tuple(count if limit is None else min(count, limit) for count in cluster.gpus)
+    per_engine, engines = runtime.rollout_num_gpus_per_engine, num_engines(config)
+    if runtime.mode == "colocated":
+        size = runtime.num_gpus_per_node or runtime.actor_num_gpus_per_node
+        return (size,) * runtime.actor_num_nodes
+    size = runtime.num_gpus_per_node or max(runtime.actor_num_gpus_per_node, per_engine)
+    beside = (size - runtime.actor_num_gpus_per_node) // per_engine * runtime.actor_num_nodes
+    more = -(-max(0, engines - beside) // max(1, size // per_engine))
+    return (size,) * (runtime.actor_num_nodes + more)
+
+
+def _trainer_devices(config: RunConfig, nodes: tuple[int, ...]) -> list[Device]:
+    """The first devices of the first nodes that have as many as each is to give."""
+    runtime = config.runtime
+    each = runtime.actor_num_gpus_per_node
+    fitting = [node for node, count in enumerate(nodes) if count >= each]
+    if len(fitting) < runtime.actor_num_nodes:
+        raise ConfigError(
+            f"the trainer is to have {_count(runtime.actor_num_nodes, 'node')} of {each} devices, "
+            f"there are {len(fitting)} with as many (devices of each node: {_listed(nodes)}); "
+            f"lower {cure('actor_num_nodes')} or {cure('actor_num_gpus_per_node')}"
+        )
+    return [
+        Device(node, index) for node in fitting[: runtime.actor_num_nodes] for index in range(each)
+    ]
+
+
+def _engines(
+    config: RunConfig, nodes: tuple[int, ...], trainer: list[Device]
+) -> tuple[PlannedEngine, ...]:
+    """Each takes the first devices that are next to each other on a node: the trainer's own
+    (colocated), or what the trainer leaves."""
+    size, wanted = config.runtime.rollout_num_gpus_per_engine, num_engines(config)
+    taken = set(trainer)
+    pools = [[Device(node, index) for index in range(count)] for node, count in enumerate(nodes)]
+    colocated = config.runtime.mode == "colocated"
+    pools = [[one for one in pool if (one in taken) == colocated] for pool in pools]
+    seats = [
+        tuple(pool[first : first + size])
+        for pool in pools
+        for first in range(0, len(pool) - size + 1, size)
+    ]
+    if len(seats) < wanted:
+        whose = "the trainer has" if colocated else "the trainer leaves"
+        raise ConfigError(
+            f"{wanted} engines of {size} devices each do not fit: {whose} "
+            f"{sum(map(len, pools))} devices (of each node: {_listed(list(map(len, pools)))}), "
+            f"and an engine stays on one node; lower {cure('rollout_num_gpus')} or "
+            f"{cure('rollout_num_gpus_per_engine')}"
+        )
+    return tuple(PlannedEngine(index, seats[index]) for index in range(wanted))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
+def _each(counts: tuple[int, ...]) -> str:
+    return str(counts[0]) if len(set(counts)) == 1 else "/".join(map(str, counts))
+
+
+def _listed(counts: tuple[int, ...] | list[int]) -> str:
+    return ", ".join(map(str, counts)) or "none"
