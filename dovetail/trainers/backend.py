@@ -3,9 +3,10 @@ what the loss is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dovetail.batch.plan import PlannedBatch, Scope
@@ -98,8 +99,64 @@ class Backend(Protocol):
         """Apply the gradient that all ranks gathered, or nothing of it when it is not finite."""
         ...
 
-    def state_dict(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]: ...
+    def state_dict(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """What following steps depend on, for one rank that holds it all; live tensors."""
+        ...
 
     def load_state_dict(
         self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]
-    ) -> None: ...
+    ) -> None:
+        """Go on from a `state_dict`, on one rank."""
+        ...
+
+    def save(self, directory: Path, *, in_background: bool = ...) -> dict[str, Any]:
+        """Write into `directory`, which exists, is empty and is seen by all ranks, what following
+        steps depend on; each rank its own shards. No file in it can run code when it is read.
+
+        Args:
+            in_background: come back as soon as the state is copied, so that training may go on;
+                `finish_save` waits for the files.
+
+        Returns:
+            Facts that JSON can hold, the same on every rank, for `load` and for the manifest.
+
+        Raises:
+            CheckpointError: a file can't be written, on whichever rank.
+        """
+        ...
+
+    def finish_save(self) -> None:
+        """Wait until the files of a save in the background are on the disk, on all ranks.
+
+        Raises:
+            CheckpointError: one could not be written.
+        """
+        ...
+
+    def load(self, directory: Path, facts: Mapping[str, Any]) -> None:
+        """Go on from what a backend of this kind saved, on any number of ranks and in any layout.
+
+        Raises:
+            CheckpointError: it is of another model or another kind of backend, or damaged.
+        """
+        ...
+
+    def hf_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The policy's weights, whole, by the names of its Hugging Face files and in the model's
+        type; adapters merged in. All ranks iterate together, to the end.
+
+        Rank 0 gets the tensors. Others get the same names, each with an empty tensor or a whole
+        one. A tensor is valid until the next is asked for: at no time does a rank hold more than
+        `update_weight_buffer_size` bytes of them beside its own weights, or one layer's if that is
+        more.
+        """
+        ...
+
+    def offload(self) -> None:
+        """Move weights, gradients and optimizer to CPU memory, and give up their device memory. No
+        pass may run before `onload`. Called twice it does nothing more."""
+        ...
+
+    def onload(self) -> None:
+        """Undo `offload`."""
+        ...

@@ -136,6 +136,18 @@ class Critic:
         """As `Trainer.load_state_dict`."""
         self.backend.load_state_dict(tensors, facts)
 
+    def save(self, directory: Path, *, in_background: bool = False) -> dict[str, Any]:
+        """As `Backend.save`."""
+        return self.backend.save(directory, in_background=in_background)
+
+    def finish_save(self) -> None:
+        """As `Backend.finish_save`."""
+        self.backend.finish_save()
+
+    def load(self, directory: Path, facts: Mapping[str, Any]) -> None:
+        """As `Backend.load`."""
+        self.backend.load(directory, facts)
+
     def _predicted(self, batch: MicroBatch) -> torch.Tensor:
         values_N: torch.Tensor = self.model.value_head(self.backend.policy.hidden(batch).float())
         return values_N.squeeze(-1)

@@ -10,10 +10,10 @@ changed yet.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from dovetail.trainers.critic import Critic
 from dovetail.trainers.estimate import Estimator
 from dovetail.trainers.hooks import TrainHooks
 from dovetail.trainers.prepare import Prepared, Preparer
+from dovetail.trainers.saved import SavedParts
 from dovetail.trainers.scores import Scores, score_rows
 from dovetail.trainers.step import TokenValues, token_loss_of, train_step
 from dovetail.trainers.sums import NUM_WORST, Sums, WorstToken, worst_tokens
@@ -98,6 +99,7 @@ class Trainer:
             scores_reference=backend.runs_ahead or backend.parallel.size > 1,
             device=backend.device,
         )
+        self._saved = SavedParts(backend, critic)
         self.nonfinite_streak = 0
         self.changed = False
         """Whether the latest call of `train` has applied an optimizer step so far. While it has
@@ -173,13 +175,10 @@ class Trainer:
         return [scores[i].tolist() if i in scores else [] for i in range(len(rows))]
 
     def state_dict(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Everything that following steps depend on. The tensors are the live ones."""
-        tensors, facts = self.backend.state_dict()
-        facts = {**facts, "nonfinite_streak": self.nonfinite_streak}
-        if self.critic is not None:
-            own, facts["critic"] = self.critic.state_dict()
-            tensors = {**tensors, **{f"{_CRITIC}{name}": value for name, value in own.items()}}
-        return tensors, facts
+        """Everything that following steps depend on, of one rank alone. The tensors are the live
+        ones."""
+        tensors, facts = self._saved.state_dict()
+        return tensors, {**facts, _STREAK: self.nonfinite_streak}
 
     def load_state_dict(
         self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]
@@ -191,20 +190,40 @@ class Trainer:
             CheckpointError: the state belongs to another model.
             ConfigError: it is of a run without a critic, and this one has one.
         """
-        of_critic = {name: v for name, v in tensors.items() if name.startswith(_CRITIC)}
-        own = {name: value for name, value in tensors.items() if name not in of_critic}
-        self.backend.load_state_dict(own, facts)
-        if self.critic is not None:
-            if not of_critic:
-                raise ConfigError(
-                    "the checkpoint has no critic; continue a run of the same "
-                    "--advantage-estimator (TOML: algorithm.advantage_estimator)"
-                )
-            named = {name.removeprefix(_CRITIC): value for name, value in of_critic.items()}
-            self.critic.load_state_dict(named, facts["critic"])
-        elif of_critic:
-            _log.warning("the checkpoint's critic ends here: this run's estimator has none")
-        self.nonfinite_streak = int(facts["nonfinite_streak"])
+        self._saved.load_state_dict(tensors, facts)
+        self.nonfinite_streak = int(facts[_STREAK])
+
+    def save_into(self, directory: Path, *, in_background: bool = False) -> dict[str, Any]:
+        """Write what following steps depend on into `directory`, which is empty and seen by all
+        ranks; every rank calls it. `in_background`: as in `Backend.save`.
+
+        Returns:
+            Facts for `load_from`, the same on every rank.
+
+        Raises:
+            CheckpointError: a file can't be written, on whichever rank.
+        """
+        facts = self._saved.save_into(directory, in_background)
+        return {**facts, _STREAK: self.nonfinite_streak}
+
+    def finish_save(self) -> None:
+        """Wait for the files of a save in the background; every rank calls it.
+
+        Raises:
+            CheckpointError: one could not be written.
+        """
+        self._saved.finish_save()
+
+    def load_from(self, directory: Path, facts: Mapping[str, Any]) -> None:
+        """Go on from what `save_into` wrote, on any number of ranks and in any layout; every rank
+        calls it.
+
+        Raises:
+            CheckpointError: the state is damaged, or belongs to another model or kind of backend.
+            ConfigError: it is of a run without a critic, and this one has one.
+        """
+        self._saved.load_from(directory, facts)
+        self.nonfinite_streak = int(facts[_STREAK])
 
     def _one_step(
         self, ready: Prepared, step: _Step, divisors: Sequence[int]
@@ -358,9 +377,7 @@ def _flat(batch: MicroBatch, scores: Scores) -> torch.Tensor | None:
     return batch.flat([scores[i] for i in batch.rows]) if scores else None
 
 
-_log = logging.getLogger(__name__)
-_CRITIC = "critic/"
-"""In front of the names of the critic's tensors in a state."""
+_STREAK = "nonfinite_streak"
 _SKIPPED = {
     "train/skipped_steps": ("train/grad_norm", "--lr (TOML: optimizer.lr)"),
     "train/critic_skipped_steps": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,12 +13,14 @@ from dovetail.algorithms.logprobs import TokenLoss, head_gradients, head_logprob
 from dovetail.batch.pack import MicroBatch
 from dovetail.batch.plan import PlannedBatch, Scope, by_tokens
 from dovetail.batch.rows import TrainRow
+from dovetail.checkpoint.hf_names import named_tensors
 from dovetail.config.sections import BatchConfig, OptimizerConfig
 from dovetail.trainers.backend import BatchLoss, OnLogits, PerBatch, PerToken
 from dovetail.trainers.data_parallel import ALONE, DataParallel
 from dovetail.trainers.torch.layout import plan_for
 from dovetail.trainers.torch.optim import MasterAdamW, StepResult
 from dovetail.trainers.torch.routing import make_replay
+from dovetail.trainers.torch.saving import FORMAT, ShardFiles, check_format
 from dovetail.trainers.torch.scored_model import ScoredModel
 from dovetail.types.errors import TrainError
 
@@ -52,6 +55,7 @@ class TorchBackend:
         self._models = [self.policy, *references, *others]
         self.batch_config, self.temperature = batch, temperature
         self.optimizer = MasterAdamW(model, optimizer, total_steps, parallel)
+        self.files = ShardFiles(parallel.group)
         self.share_prompts, self.runs_ahead = True, False
         self._vocab_size = int(model.get_input_embeddings().weight.shape[0])
 
@@ -180,6 +184,32 @@ class TorchBackend:
     ) -> None:
         """See `MasterAdamW.load_state_dict`."""
         self.optimizer.load_state_dict(tensors, facts)
+
+    def save(self, directory: Path, *, in_background: bool = False) -> dict[str, Any]:
+        """See `Backend`."""
+        tensors, facts = self.optimizer.state_dict()
+        self.files.write(directory, tensors, in_background)
+        return {"format": FORMAT, **facts}
+
+    def finish_save(self) -> None:
+        """See `Backend`."""
+        self.files.finish()
+
+    def load(self, directory: Path, facts: Mapping[str, Any]) -> None:
+        """See `Backend`."""
+        check_format(facts, FORMAT, "the torch backend")
+        self.files.read(directory, self.optimizer.room_for(int(facts["steps_done"])))
+        self.optimizer.taken()
+
+    def hf_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """See `Backend`."""
+        return named_tensors(self.policy.model)
+
+    def offload(self) -> None:
+        """See `Backend`."""
+
+    def onload(self) -> None:
+        """See `Backend`."""
 
 
 def _backward(loss: torch.Tensor | None) -> None:

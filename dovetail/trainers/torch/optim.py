@@ -173,6 +173,24 @@ class MasterAdamW:
                     tensors[f"{key}.{name}"] = state[key]
         return tensors, {"steps_done": self.steps_done}
 
+    def room_for(self, steps_done: int) -> dict[str, torch.Tensor]:
+        """The tensors that a state after so many steps is read into; `taken` ends the reading."""
+        self.adam.state.clear()
+        if steps_done:
+            for master in self.masters.values():
+                self.adam.state[master] = {
+                    "step": torch.tensor(float(steps_done), device=master.device),
+                    "exp_avg": torch.zeros_like(master, requires_grad=False),
+                    "exp_avg_sq": torch.zeros_like(master, requires_grad=False),
+                }
+        self.steps_done = steps_done
+        return self.state_dict()[0]
+
+    def taken(self) -> None:
+        """What `room_for` gave is filled: go on from it."""
+        self.drop_grads()
+        self.write_back()
+
     @torch.no_grad()
     def load_state_dict(
         self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]
