@@ -1,7 +1,20 @@
-"""What every training backend is asked to do: some steps on the same rows, from equal weights."""
+"""What every training backend is asked to do: some steps on the same rows, from equal weights.
+
+A row of the suite (`test_trainer_contract.ROWS`) names a maker, "module:function":
+
+    make(rank, world, case: Case) -> Trainer
+
+It builds the trainer of one rank for `case`, from the Hugging Face directory of the policy, and is
+called anew for every case. Everything else is asked of the trainer through its public surface.
+"""
+
+import importlib
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import transformers
 
 from dovetail.trainers.data_parallel import ALONE, DataParallel
 from tests.unit.trainers.tiny import make_model, make_rows, make_trainer
@@ -23,20 +36,66 @@ CASES = {
 }
 
 
-def replicated(rank, world):
+@dataclass(frozen=True)
+class Case:
+    """What one row is held to."""
+
+    policy: str
+    """Directories in Hugging Face form."""
+    reference: str
+    settings: dict
+    """Keywords of `tiny.make_trainer`: algorithm, batch, optimizer, samples_per_optimizer_step."""
+    layout: dict = field(default_factory=dict)
+    """Of the row: leaves of the trainer section, e.g. tensor_model_parallel_size."""
+
+
+def write_models(directory, architecture="Qwen3", **changes):
+    """Policy and reference as Hugging Face directories."""
+    for name, seed in (("policy", 0), ("reference", 1)):
+        make_model(architecture, seed=seed, **changes).save_pretrained(Path(directory) / name)
+    return {name: str(Path(directory) / name) for name in ("policy", "reference")}
+
+
+def load(path):
+    """As one process alone would load it."""
+    return transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+
+
+def settings_of(case):
+    return {"optimizer": {"lr": 1e-2, "clip_grad": 0.5}, **CASES[case]}
+
+
+def alone(rank, world, case):
+    """One process."""
+    return make_trainer(load(case.policy), load(case.reference), parallel=ALONE, **case.settings)
+
+
+def replicated(rank, world, case):
     """Each rank has the whole model."""
-    return ALONE if world == 1 else DataParallel(rank, world, dist.group.WORLD)
+    parallel = DataParallel(rank, world, dist.group.WORLD)
+    return make_trainer(load(case.policy), load(case.reference), parallel=parallel, **case.settings)
 
 
-def trained(rank, world, case, architecture="Qwen3", kind="replicated", seed=0):
-    """Metrics of each step and, of rank 0, the weights after the last one."""
-    model = make_model(architecture, seed=seed)
-    settings = {"optimizer": {"lr": 1e-2, "clip_grad": 0.5}, **CASES[case]}
-    parallel = {"replicated": replicated}[kind](rank, world)
-    trainer = make_trainer(model, make_model(architecture, seed=1), parallel=parallel, **settings)
-    metrics = [trainer.train(rows_of(step), step) for step in range(STEPS)]
-    weights = {name: p.flatten().tolist() for name, p in model.named_parameters()}
-    return {"metrics": metrics, "weights": weights if rank == 0 else None}
+def trained(rank, world, make, case, steps=(0, STEPS), load_from=None, save_into=None):
+    """Metrics of each step and, of rank 0, the weights after the last one by Hugging Face name.
+
+    `load_from`: (directory, facts) of an earlier call's `save_into`, to go on from.
+    """
+    trainer = maker(make)(rank, world, Case(**case))
+    if load_from is not None:
+        trainer.load_from(Path(load_from[0]), load_from[1])
+    metrics = [trainer.train(rows_of(step), step) for step in range(*steps)]
+    weights = {name: tensor.flatten().tolist() for name, tensor in trainer.backend.hf_tensors()}
+    facts = None
+    if save_into is not None:
+        Path(save_into).mkdir(exist_ok=True)
+        facts = trainer.save_into(Path(save_into))
+    return {"metrics": metrics, "weights": weights if rank == 0 else None, "facts": facts}
+
+
+def maker(name):
+    module, function = name.split(":")
+    return getattr(importlib.import_module(module), function)
 
 
 def rows_of(step):
