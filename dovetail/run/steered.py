@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dovetail.checkpoint.hf_weights import read_weights
-from dovetail.transport.receive import check_whole, is_snapshot
+from dovetail.checkpoint.hf_weights import fitted, read_weights
+from dovetail.transport.receive import SnapshotReader, is_snapshot
 from dovetail.types import CheckpointError, EngineError, ScoreRequest
 
 if TYPE_CHECKING:
@@ -22,11 +23,15 @@ _PROBE_S = 20.0
 _CURE = "The engine keeps the weights that it has"
 
 
-def _read(directory: Path, model: Any) -> dict[str, torch.Tensor]:
+@contextlib.contextmanager
+def _read(reader: SnapshotReader, directory: Path, model: Any) -> Iterator[dict[str, Any]]:
+    """The weights in `directory` by the names of the model's parameters; valid meanwhile."""
     try:
         if is_snapshot(directory):
-            check_whole(directory)
-        return read_weights(directory, model, _CURE)
+            with reader.opened(directory) as found:
+                yield fitted(found.tensors, model, f"the weights in {directory}", _CURE)
+        else:
+            yield read_weights(directory, model, _CURE)
     except CheckpointError:
         raise
     except OSError as error:
@@ -48,6 +53,7 @@ class SteeredEngine:
         """One change of weights after another."""
         self._snapshot: dict[str, torch.Tensor] | None = None
         self._probes = itertools.count()
+        self._reader = SnapshotReader()
 
     @property
     def _engine(self) -> EmbeddedEngine:
@@ -81,10 +87,14 @@ class SteeredEngine:
             EngineError: they are not those that the run wrote there.
         """
         async with self._turn:
-            tensors = await asyncio.to_thread(_read, directory, self._get_model())
-            waiting = self._engine.num_open
-            new = self._engine.weight_version + 1 if version is None else version
-            await self._engine.receive_weights(new, tensors.items())
+            reading = _read(self._reader, directory, self._get_model())
+            tensors = await asyncio.to_thread(reading.__enter__)
+            try:
+                waiting = self._engine.num_open
+                new = self._engine.weight_version + 1 if version is None else version
+                await self._engine.receive_weights(new, tensors.items())
+            finally:
+                reading.__exit__(None, None, None)
             return waiting
 
     async def set_weight_version(self, version: int) -> None:

@@ -22,6 +22,7 @@ async def damage(pool: Pool) -> str | None:
 
 
 def _damage(snapshot: Snapshot) -> str | None:
+    assert snapshot.directory is not None, "what lasts lies somewhere"
     try:
         check_whole(snapshot.directory)
     except (EngineError, OSError) as error:

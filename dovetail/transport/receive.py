@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import fcntl
 import json
+import mmap
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dovetail.transport.snapshot import MANIFEST
-from dovetail.transport.tensor_files import HASH, read_tensors
+from dovetail.transport.place import MANIFEST
+from dovetail.transport.tensor_files import TORCH_DTYPES, file_digest, tensor_in
 from dovetail.types.errors import EngineError
 
 if TYPE_CHECKING:
     import torch
 
-_READ_BYTES = 4 << 20
+_MOST_HEADER_BYTES = 64 << 20
+_POPULATE_READ = 22
+"""MADV_POPULATE_READ, Linux 5.14."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """Weights that lie in files. The tensors are views of them: valid while they are open."""
+
+    version: int
+    tensors: dict[str, torch.Tensor]
 
 
 def check_whole(directory: Path) -> int:
@@ -27,11 +40,11 @@ def check_whole(directory: Path) -> int:
     Raises:
         EngineError: it is not a snapshot, or damaged.
     """
-    manifest = _manifest(directory)
+    manifest = manifest_of(directory)
     for name, facts in manifest["files"].items():
         path = directory / name
         _check_size(path, facts["size_bytes"])
-        if facts["sha256"] is not None and _digest(path) != facts["sha256"]:
+        if facts["sha256"] is not None and file_digest(path) != facts["sha256"]:
             raise EngineError(f"the weights in {path} are not those that were written")
     return int(manifest["version"])
 
@@ -42,9 +55,8 @@ def read_snapshot(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
     Raises:
         EngineError: it is not a snapshot, or damaged.
     """
-    check_whole(directory)
-    for name in _manifest(directory)["files"]:
-        yield from read_tensors(directory / name)
+    with SnapshotReader().opened(directory) as received:
+        yield from received.tensors.items()
 
 
 def is_snapshot(directory: Path) -> bool:
@@ -52,7 +64,62 @@ def is_snapshot(directory: Path) -> bool:
     return (directory / MANIFEST).is_file()
 
 
-def _manifest(directory: Path) -> dict[str, Any]:
+class SnapshotReader:
+    """Maps files, and keeps the maps: those of memory come again with every other version."""
+
+    def __init__(self) -> None:
+        self._maps: dict[tuple[int, int, int], mmap.mmap] = {}
+        self._last: set[tuple[int, int, int]] = set()
+
+    @contextlib.contextmanager
+    def opened(self, directory: Path) -> Iterator[Received]:
+        """The tensors of a snapshot, which stay as they are meanwhile.
+
+        Raises:
+            EngineError: it is not a snapshot, or damaged, or was written again.
+        """
+        manifest = manifest_of(directory)
+        version, used = int(manifest["version"]), set()
+        tensors: dict[str, torch.Tensor] = {}
+        with contextlib.ExitStack() as stack:
+            for name, facts in manifest["files"].items():
+                path = directory / name
+                handle = _locked(path)
+                stack.callback(os.close, handle)
+                _check_size(path, facts["size_bytes"])
+                if facts["sha256"] is not None and file_digest(path) != facts["sha256"]:
+                    raise EngineError(f"the weights in {path} are not those that were written")
+                key, memory = self._mapped(handle)
+                used.add(key)
+                tensors |= _tensors(path, memory, version)
+            self._keep(used)
+            yield Received(version, tensors)
+
+    def _mapped(self, handle: int) -> tuple[tuple[int, int, int], mmap.mmap]:
+        facts = os.fstat(handle)
+        key = (facts.st_dev, facts.st_ino, facts.st_size)
+        if key not in self._maps:
+            # Private and writable, because torch wants memory that it could write; nobody does.
+            memory = mmap.mmap(handle, facts.st_size, flags=mmap.MAP_PRIVATE)
+            with contextlib.suppress(OSError, ValueError):
+                memory.madvise(_POPULATE_READ)
+            self._maps[key] = memory
+        return key, self._maps[key]
+
+    def _keep(self, used: set[tuple[int, int, int]]) -> None:
+        """What was used neither now nor the last time is let go."""
+        for key in self._maps.keys() - used - self._last:
+            with contextlib.suppress(BufferError):
+                self._maps.pop(key).close()
+        self._last = used
+
+
+def manifest_of(directory: Path) -> dict[str, Any]:
+    """What the writer says of the files.
+
+    Raises:
+        EngineError: nothing that can be understood.
+    """
     try:
         found: dict[str, Any] = json.loads((directory / MANIFEST).read_bytes())
         files = found["files"]
@@ -67,6 +134,51 @@ def _manifest(directory: Path) -> dict[str, Any]:
     return found
 
 
+def _locked(path: Path) -> int:
+    """A handle of the file, which nobody writes as long as it is open."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise EngineError(f"{path} can't be read: {error.strerror}") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise EngineError(f"the weights in {path} are being written over") from error
+    except OSError:
+        pass  # File systems without locks are disks, where no file is written twice.
+    return handle
+
+
+def _tensors(path: Path, memory: mmap.mmap, version: int) -> dict[str, torch.Tensor]:
+    """Views of what a file has.
+
+    Raises:
+        EngineError: it is damaged, or of another version.
+    """
+    length = int.from_bytes(memory[:8], "little")
+    end = len(memory) - 8 - length
+    if not 0 < length <= _MOST_HEADER_BYTES or end < 0:
+        raise EngineError(f"{path} is damaged, or was never finished")
+    try:
+        header = json.loads(memory[8 : 8 + length])
+        found = header.pop("__metadata__", {}).get("version")
+        views = {
+            name: tensor_in(
+                memory,
+                8 + length + facts["data_offsets"][0],
+                TORCH_DTYPES[facts["dtype"]],
+                facts["shape"],
+            )
+            for name, facts in header.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise EngineError(f"the header of {path} is damaged: {error!r}") from error
+    if found not in (None, str(version)):
+        raise EngineError(f"{path} has version {found} by now, no longer {version}")
+    return views
+
+
 def _check_size(path: Path, expected: int) -> None:
     try:
         size = path.stat().st_size
@@ -74,11 +186,3 @@ def _check_size(path: Path, expected: int) -> None:
         raise EngineError(f"{path} can't be read: {error.strerror}") from error
     if size != expected:
         raise EngineError(f"{path} has {size} bytes, {expected} were written")
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.new(HASH)
-    with open(path, "rb", buffering=0) as file:
-        while chunk := file.read(_READ_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()

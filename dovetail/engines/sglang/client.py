@@ -20,6 +20,7 @@ import contextlib
 import itertools
 import uuid
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import orjson
@@ -199,7 +200,7 @@ class SglangEngine:
         if not was_held:
             await self.pause()
         body = {
-            "model_path": str(snapshot.directory.absolute()),
+            "model_path": str(_directory(snapshot)),
             "load_format": "auto",
             "weight_version": str(snapshot.version),
             "flush_cache": self._pause_mode != "in_place",
@@ -324,6 +325,11 @@ class SglangEngine:
                 f"[0, {vocab_size or '...'}), got {len(ids)}"
                 + (f" from {min(ids)} to {max(ids)}" if ids else "")
             )
+
+
+def _directory(snapshot: Snapshot) -> Path:
+    assert snapshot.directory is not None, "files lie somewhere"
+    return snapshot.directory.absolute()
 
 
 def _refusal(request_id: str, error: EngineRefusedError) -> EngineError:

@@ -16,9 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dovetail.transport import snapshot as module
+from dovetail.transport import place as module
+from dovetail.transport.place import Wanted, clear_leftovers
 from dovetail.transport.receive import check_whole, is_snapshot, read_snapshot
-from dovetail.transport.snapshot import SnapshotStore, Wanted, clear_leftovers
+from dovetail.transport.snapshot import SnapshotStore
 from dovetail.types import ConfigError, EngineError
 
 
@@ -235,10 +236,11 @@ KILLED = """
 import os, sys, time
 from pathlib import Path
 import torch
-from dovetail.transport.snapshot import SnapshotStore, Wanted
+from dovetail.transport.place import Wanted
+from dovetail.transport.snapshot import SnapshotStore
 store = SnapshotStore(Wanted("disk", Path(sys.argv[1])), Path(sys.argv[2]))
 if len(sys.argv) > 3:
-    store._janitor.kill()
+    store._place._janitor.kill()
 store.write(1, [("a", torch.ones(8))])
 print(store.directory, flush=True)
 time.sleep(600)

@@ -13,9 +13,12 @@ refused leaves the old weights as they were.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +37,8 @@ REFUSED = "snapshot refused"
 """Begins every message of an error that left the old weights in place."""
 _MANIFEST = "dovetail_weights.json"
 _READ_BYTES = 4 << 20
+_HEADER_BYTES = 128 << 10
+"""What stands before the tensors of a file that the run wrote."""
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -98,13 +103,19 @@ class SnapshotEngine(WeightTransferEngine[SnapshotInitInfo, SnapshotUpdateInfo])
                 bytes are not those expected.
             RuntimeError: loading broke off; the model is of no use until a snapshot is loaded.
         """
+        with contextlib.ExitStack() as stack:
+            self._load(Path(update_info.directory), update_info.num_bytes, stack)
+
+    def _load(self, directory: Path, num_bytes: int, stack: contextlib.ExitStack) -> None:
         from vllm.model_executor.model_loader.reload import (
             finalize_layerwise_reload,
             initialize_layerwise_reload,
         )
 
-        files = self._looked_at(Path(update_info.directory), update_info.num_bytes)
-        self._damage = f"an update from {update_info.directory} broke off in the middle"
+        for file in _files(directory):
+            _lock(file, stack)
+        files = self._looked_at(directory, num_bytes)
+        self._damage = f"an update from {directory} broke off in the middle"
         if self.device.type == "cpu":
             _unpack_experts(self.model)
         initialize_layerwise_reload(self.model)
@@ -120,6 +131,7 @@ class SnapshotEngine(WeightTransferEngine[SnapshotInitInfo, SnapshotUpdateInfo])
     def _looked_at(self, directory: Path, num_bytes: int) -> list[Path]:
         files = _files(directory)
         _check_digests(directory)
+        _check_versions(directory, files)
         shapes, found_bytes = _headers(files)
         if found_bytes != num_bytes:
             raise SnapshotRefusedError(
@@ -149,10 +161,26 @@ def _check_digests(directory: Path) -> None:
         if facts["sha256"] is None:
             continue
         with open(directory / name, "rb", buffering=0) as file:
+            # The tensors and then the header, in which order they were written.
+            header = file.read(_HEADER_BYTES)
             while chunk := file.read(_READ_BYTES):
                 digest.update(chunk)
+        digest.update(header)
         if digest.hexdigest() != facts["sha256"]:
             raise SnapshotRefusedError(f"{directory / name} is not what was written")
+
+
+def _check_versions(directory: Path, files: list[Path]) -> None:
+    """Files of memory may have been written again since they were announced."""
+    manifest = directory / _MANIFEST
+    if not manifest.is_file():
+        return
+    version = str(json.loads(manifest.read_bytes())["version"])
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            found = (opened.metadata() or {}).get("version", version)
+        if found != version:
+            raise SnapshotRefusedError(f"{file} has version {found} by now, not {version}")
 
 
 class SnapshotExtension:
@@ -201,6 +229,19 @@ def _files(directory: Path) -> list[Path]:
     if missing or not files:
         raise SnapshotRefusedError(f"{directory} lacks {', '.join(missing) or 'safetensors files'}")
     return files
+
+
+def _lock(file: Path, stack: contextlib.ExitStack) -> None:
+    """Have nobody write the file as long as the stack is open: the run writes memory again that no
+    engine reads."""
+    handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    stack.callback(os.close, handle)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise SnapshotRefusedError(f"{file} is being written over") from error
+    except OSError:
+        return  # A file system without locks, on which no file is written twice.
 
 
 def _headers(files: list[Path]) -> tuple[Shapes, int]:
