@@ -85,19 +85,23 @@ def load_model(
 
 
 def load_skeleton(
-    path: Path | str, dtype: torch.dtype | str, trust_remote_code: bool = False
+    path: Path | str,
+    dtype: torch.dtype | str,
+    trust_remote_code: bool = False,
+    needs_weights: bool = True,
 ) -> PreTrainedModel:
     """As `load_model`, without the numbers: names, shapes and types of the weights, on no device.
 
     Raises:
         ConfigError: `path` is no directory, or has no usable config.
-        CheckpointError: weight files are missing or damaged.
+        CheckpointError: weight files are missing or damaged; not without `needs_weights`.
     """
     import torch
     from transformers import AutoConfig, GenerationConfig
 
     directory = model_directory(path)
-    weight_files(directory, _REF_CURE)
+    if needs_weights:
+        weight_files(directory, _REF_CURE)
 
     def make() -> PreTrainedModel:
         config = AutoConfig.from_pretrained(

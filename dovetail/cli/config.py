@@ -6,18 +6,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from dovetail.cli.settings import asks_for_help, read_settings, tell_notes
+from dovetail.cli.settings import asks_for_help, read_settings, show_plan, tell_notes
 from dovetail.config.flags import split_files
 from dovetail.config.leaves import nearest
 from dovetail.run.validate import validate, validate_launch
 from dovetail.types.errors import UsageError
 
-_HELP = """usage: dovetail config show  [RUN.toml ...] [--flag ...] [--only-set]
+_HELP = """usage: dovetail config show  [RUN.toml ...] [--flag ...] [--only-set | --plan]
        dovetail config check [RUN.toml ...] [--flag ...]
        dovetail config diff  A B [--flag ...]
        dovetail config docs  [--write FILE]
 
-  show    the resolved values as TOML, each with its origin; --only-set leaves defaults out
+  show    the resolved values as TOML, each with its origin; --only-set leaves defaults out;
+          --plan shows who gets which devices instead, and the memory that each is expected to need
   check   whether the values can work together; nothing is started
   diff    what differs between two run files or run directories
   docs    the reference page of every setting
@@ -42,7 +43,12 @@ def config(argv: list[str]) -> int:
 def _show(argv: list[str]) -> int:
     from dovetail.config.show import to_toml
 
-    resolved = read_settings([token for token in argv if token != "--only-set"])
+    resolved = read_settings([token for token in argv if token not in ("--only-set", "--plan")])
+    if "--plan" in argv:
+        if "--only-set" in argv:
+            raise UsageError("config show got --plan and --only-set, which show different things")
+        validate(resolved.config)
+        return show_plan(resolved.config)
     sys.stdout.write(to_toml(resolved, only_set="--only-set" in argv))
     return 0
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from dovetail.config.flags import split_files
 from dovetail.config.notes import notes
 from dovetail.config.resolve import Resolved, resolve
+from dovetail.config.run import RunConfig
 
 HELP_FLAGS = ("-h", "--help")
 
@@ -46,6 +47,18 @@ def tell_notes(resolved: Resolved, more: Iterable[str] = ()) -> None:
     """Say once what has no effect in this run, and `more`."""
     for note in [*resolved.notes, *notes(resolved.config), *more]:
         sys.stderr.write(f"note: {note}\n")
+
+
+def show_plan(config: RunConfig) -> int:
+    """Write who gets which devices, and the memory that each is expected to need.
+
+    Raises:
+        ConfigError: the plan can't be.
+    """
+    from dovetail.run.planned import planned
+
+    sys.stdout.write(planned(config))
+    return 0
 
 
 def settings_help(

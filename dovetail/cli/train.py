@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import sys
 
-from dovetail.cli.settings import asks_for_help, read_settings, settings_help, tell_notes
+from dovetail.cli.settings import (
+    asks_for_help,
+    read_settings,
+    settings_help,
+    show_plan,
+    tell_notes,
+)
 from dovetail.run.validate import validate, validate_launch
 
 _DOC = """\
 Train a model: roll out, score, train, publish, once per step. Everything it leaves is in one
-run directory (--run-dir). Ctrl-C or SIGTERM saves and leaves; --load goes on from there."""
+run directory (--run-dir). Ctrl-C or SIGTERM saves and leaves; --load goes on from there.
+--dry-run checks the settings and shows who gets which devices and how much memory each is expected
+to need; it loads no weights and starts nothing."""
+_DRY_RUN = "--dry-run"
 
 
 def train(argv: list[str]) -> int:
@@ -17,9 +26,12 @@ def train(argv: list[str]) -> int:
     if asks_for_help(argv):
         sys.stdout.write(settings_help("train", _DOC))
         return 0
-    resolved = read_settings(argv)
+    resolved = read_settings([token for token in argv if token != _DRY_RUN])
     validate(resolved.config)
     tell_notes(resolved, validate_launch(resolved.config, resolved.passthrough))
+    if _DRY_RUN in argv:
+        sys.stdout.write("ok: these settings can work together\n")
+        return show_plan(resolved.config)
     from dovetail.run.train import run_training
 
     return run_training(resolved).exit_code

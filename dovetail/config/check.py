@@ -18,6 +18,7 @@ from dovetail.config.placement_rules import placement_rules
 from dovetail.config.reward_rules import asked_rewards, built_in_rewards, rewards_of
 from dovetail.config.router_rules import router_rules
 from dovetail.config.run import RunConfig
+from dovetail.config.size_rules import size_rules
 from dovetail.config.training_rules import TRAINING_RULES
 from dovetail.types.errors import ConfigError
 
@@ -230,6 +231,7 @@ def _debug(config: RunConfig) -> Iterator[str]:
 
 _RULES: tuple[Rule, ...] = (
     placement_rules,
+    size_rules,
     _model,
     _length_of_run,
     _data,

@@ -21,7 +21,8 @@ from dovetail.run.models import Models
 from dovetail.run.serving import make_server
 from dovetail.run.steered import SteeredEngine
 from dovetail.runtime.compute import compute_thread
-from dovetail.runtime.plan import Cluster, plan
+from dovetail.runtime.machine import cluster_here
+from dovetail.runtime.plan import serving_plan
 from dovetail.trainers.torch.restore import restore_weights
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class ServedParts:
         self.config = config = resolved.config
         self.args = ArgsView(config, resolved.passthrough)
         self.hooks: dict[str, BoundHook] = bind_hooks(_hooks_of_server(config), self.args, _OWNERS)
-        self.plan = plan(config, Cluster(has_cuda=torch.cuda.is_available()))
+        self.plan = serving_plan(config, cluster_here(config))
         self.models: Models = Models(config, self.plan)
         self.fleet = None
         routes = worker_control.routes(

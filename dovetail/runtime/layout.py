@@ -78,11 +78,15 @@ class Layout:
         return ", ".join(part for part in (text, experts) if part)
 
 
+ALONE = Layout()
+"""One rank."""
+
+
 def layout(config: RunConfig) -> Layout:
     """The layout that a configuration asks for, which the rules of `dovetail.config` let pass."""
     own, world = config.trainer, config.runtime.trainer_ranks
     if config.runtime.mode == "local":
-        return Layout()
+        return ALONE
     dp = world // own.ranks_per_replica
     tp = own.tensor_model_parallel_size
     return Layout(

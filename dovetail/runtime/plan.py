@@ -14,9 +14,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from dovetail.config.eval_sets import eval_sets
 from dovetail.config.leaves import cure
 from dovetail.config.run import RunConfig
-from dovetail.runtime.layout import Coordinates, Layout, layout
+from dovetail.runtime.fit import check_fit
+from dovetail.runtime.layout import ALONE, Coordinates, Layout, layout
+from dovetail.runtime.shape import ModelShape
 from dovetail.types.errors import ConfigError
 
 
@@ -69,7 +72,7 @@ class Cluster:
     """Devices of each node; None: nodes are as many, and have as many devices, as are asked for
     (CPU processes, or a cluster that was not looked at)."""
     memory_bytes: int | None = None
-    """Memory of one GPU, where it is known."""
+    """Memory of one GPU, or of a machine without GPUs, where it is known."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class Plan:
     """CPU threads for tensor work of one machine."""
     shares_tensors: bool
     """True: engine and trainer read the same parameters, and publishing copies nothing."""
-    layout: Layout = Layout()
+    layout: Layout = ALONE
     nodes: tuple[int, ...] = (1,)
     """Devices of each node that is used."""
     trainer_ranks: tuple[TrainerRank, ...] = ()
@@ -103,42 +106,39 @@ class Plan:
         places = f"{_count(len(self.nodes), 'node')} of {_each(self.nodes)} {kind}"
         split = self.layout.describe()
         trainer = _count(len(self.trainer_ranks), "trainer rank") + (f" ({split})" if split else "")
-        engines = _count(len(self.engines), "engine")
+        engines = _count(len(self.engines), "engine") if self.engines else "no engine of its own"
         if self.engines and len(self.engines[0].devices) > 1:
             engines += f" of {len(self.engines[0].devices)} each"
         turns = ", in turns on the same devices" if self.mode == "colocated" else ""
         return f"{self.mode}: {places}; {trainer}, {engines}{turns}"
 
 
-def plan(config: RunConfig, cluster: Cluster) -> Plan:
+def plan(config: RunConfig, cluster: Cluster, shape: ModelShape | None = None) -> Plan:
     """Place every role.
 
     Args:
         config: a configuration that `dovetail.config.check` let pass.
         cluster: the machines.
+        shape: of the model, where it is known before it loads; see `shape_of`.
 
     Raises:
-        ConfigError: there are too few devices, or a GPU is asked for where there is none.
+        ConfigError: there are too few devices, a GPU is asked for where there is none, or the model
+        can't be split as asked.
     """
-    model = config.model
-    if model.device == "cuda" and not cluster.has_cuda:
-        raise ConfigError(
-            "device 'cuda' was asked for, but torch sees no GPU; "
-            "use --device auto or --device cpu (TOML: model.device)"
-        )
-    on_gpu = cluster.has_cuda and model.device != "cpu"
-    threads = model.num_threads or len(os.sched_getaffinity(0))
+    device, threads = _device(config, cluster), _threads(config)
     if config.runtime.mode == "local":
-        return _local(config, "cuda:0" if on_gpu else "cpu", threads)
+        return _local(config, device, threads)
+    if shape is not None:
+        check_fit(config, shape)
     split = layout(config)
     nodes = _nodes(config, cluster)
     ranks = tuple(
-        TrainerRank(rank, device, split.at(rank))
-        for rank, device in enumerate(_trainer_devices(config, nodes))
+        TrainerRank(rank, place, split.at(rank))
+        for rank, place in enumerate(_trainer_devices(config, nodes))
     )
     return Plan(
         mode=config.runtime.mode,
-        device="cuda" if on_gpu else "cpu",
+        device=device.partition(":")[0],
         num_threads=threads,
         shares_tensors=False,
         layout=split,
@@ -148,11 +148,20 @@ def plan(config: RunConfig, cluster: Cluster) -> Plan:
     )
 
 
+def serving_plan(config: RunConfig, cluster: Cluster) -> Plan:
+    """Of engines without a trainer, all on this machine, whatever the mode of training is.
+
+    Raises:
+        ConfigError: a GPU is asked for where there is none.
+    """
+    return _local(config, _device(config, cluster), _threads(config))
+
+
 def num_engines(config: RunConfig) -> int:
     """Engines that the run starts: as `rollout_num_gpus` says, else `rollout_num_engines`, else,
     colocated, as many as fit on the trainer's devices."""
     own, runtime = config.engine, config.runtime
-    if own.external_urls:
+    if own.external_urls or config.train_only or (config.is_sft and not eval_sets(config)):
         return 0
     per_engine = runtime.rollout_num_gpus_per_engine
     if runtime.mode != "local" and runtime.rollout_num_gpus is not None:
@@ -160,6 +169,19 @@ def num_engines(config: RunConfig) -> int:
     if runtime.mode == "colocated" and "rollout_num_engines" not in own.model_fields_set:
         return max(1, runtime.trainer_ranks // per_engine)
     return own.rollout_num_engines
+
+
+def _device(config: RunConfig, cluster: Cluster) -> str:
+    if config.model.device == "cuda" and not cluster.has_cuda:
+        raise ConfigError(
+            "device 'cuda' was asked for, but torch sees no GPU; "
+            "use --device auto or --device cpu (TOML: model.device)"
+        )
+    return "cuda:0" if cluster.has_cuda and config.model.device != "cpu" else "cpu"
+
+
+def _threads(config: RunConfig) -> int:
+    return config.model.num_threads or len(os.sched_getaffinity(0))
 
 
 def _local(config: RunConfig, device: str, threads: int) -> Plan:

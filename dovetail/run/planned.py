@@ -1,0 +1,39 @@
+"""A run's plan as text, with nothing loaded and nothing started: `dovetail config show --plan` and
+`dovetail train --dry-run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dovetail.checkpoint import hf
+from dovetail.config.run import RunConfig
+from dovetail.runtime.machine import cluster_here
+from dovetail.runtime.parameters import count_parameters
+from dovetail.runtime.plan import plan
+from dovetail.runtime.roles import table
+from dovetail.runtime.shape import ModelShape, shape_of
+
+
+def planned(config: RunConfig) -> str:
+    """Who gets which devices, and the memory that each role is expected to need.
+
+    Args:
+        config: one that passed `dovetail.run.validate.validate`.
+
+    Raises:
+        ConfigError: the plan can't be.
+    """
+    cluster = cluster_here(config)
+    made = plan(config, cluster, shape_of(config))
+    path = str(config.model.hf_checkpoint)
+    notes = ""
+    if config.runtime.ray_address is not None:
+        notes = f"the cluster at {config.runtime.ray_address} was not looked at\n"
+    if not Path(path).is_dir():
+        return f"{made.describe()}\n{notes}{path} is no directory here: nothing to count\n"
+    trusted = config.model.trust_remote_code
+    skeleton = hf.load_skeleton(path, config.model.dtype, trusted, needs_weights=False)
+    own = config.trainer
+    count = count_parameters(skeleton, own.lora_rank, own.target_modules)
+    shape = ModelShape.read(path) or ModelShape()
+    return table(config, made, cluster, shape, count) + notes
