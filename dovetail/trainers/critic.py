@@ -8,16 +8,19 @@ from typing import Any
 
 import torch
 
+from dovetail.algorithms.logprobs import TokenLoss
 from dovetail.algorithms.losses.value import value_loss
 from dovetail.batch.pack import MicroBatch, pack
 from dovetail.batch.plan import Scope
 from dovetail.batch.rows import TrainRow
 from dovetail.checkpoint.hf import save_hf
 from dovetail.config.sections import BatchConfig, OptimizerConfig
+from dovetail.trainers.backend import PerToken
 from dovetail.trainers.data_parallel import ALONE, DataParallel
 from dovetail.trainers.scores import score_rows
 from dovetail.trainers.sums import Sums
-from dovetail.trainers.torch.backend import TorchBackend
+from dovetail.trainers.torch.backend import TorchBackend, idle_pass
+from dovetail.trainers.torch.placement import Placed, placed
 from dovetail.trainers.torch.value_model import HEAD_FILE, add_value_head, without_head
 
 Tensors = Sequence[torch.Tensor]
@@ -37,7 +40,7 @@ class Critic:
 
     def __init__(
         self,
-        model: Any,
+        model: Any | Placed,
         batch: BatchConfig,
         optimizer: OptimizerConfig,
         *,
@@ -47,16 +50,16 @@ class Critic:
         head_from: str | None = None,
         parallel: DataParallel = ALONE,
     ):
-        add_value_head(model, head_from)
-        self.model, self.value_clip, self.pad_token_id = model, value_clip, pad_token_id
+        own = placed(model, parallel)
+        add_value_head(own.model, head_from, own.device)
+        self.model, self.value_clip, self.pad_token_id = own.model, value_clip, pad_token_id
         self.backend = TorchBackend(
-            model,
+            own,
             None,
             batch,
             optimizer,
             temperature=1.0,
             total_steps=total_optimizer_steps,
-            parallel=parallel,
         )
 
     def values(self, rows: Sequence[TrainRow]) -> list[torch.Tensor]:
@@ -93,12 +96,14 @@ class Critic:
         if not planned:
             return {}
         sums, parallel = Sums(), self.backend.parallel
-        for plan in parallel.share(planned).mine:
+        share = parallel.share(planned)
+        for plan in share.mine:
             batch = pack(rows, plan, self.pad_token_id, Scope.TRAINED)
             weights_N = batch.per_row([weight_of_row[i] for i in batch.rows])
             old_N = batch.flat([old_values[i] for i in batch.rows])
             returns_N = batch.flat([returns[i] for i in batch.rows])
             self._accumulate(batch, weights_N, old_N, returns_N, sums)
+        self.backend.accumulate([], PerToken(_nothing), share.idle)
         outcome = self.backend.step()
         sums.over(parallel)
         return {
@@ -154,10 +159,15 @@ class Critic:
 
     @torch.no_grad()
     def _values(self, batches: Iterable[MicroBatch], idle: int) -> Iterator[torch.Tensor]:
+        policy = self.backend.policy
         for batch in batches:
-            self.backend.policy.eval_mode()
-            with self.backend.policy.attention_for(batch):
-                yield self._predicted(batch)
+            policy.eval_mode()
+            with policy.attention_for(batch):
+                values_N = self._predicted(batch)
+            policy.placed.passed()
+            yield values_N
+        for _ in range(idle):
+            idle_pass(policy)
 
     def _accumulate(
         self,
@@ -184,6 +194,10 @@ class Critic:
             "return_mean": returns_N,
         }
         sums.add(weights_N, metrics)
+
+
+def _nothing(batch: MicroBatch) -> TokenLoss:
+    raise AssertionError("there is no micro-batch in an idle round")
 
 
 def explained_variance(

@@ -25,7 +25,12 @@ class Row:
     architecture: str = "Qwen3"
 
 
+TORCH = "tests.contract.torch_made:sharded"
 ROWS = {
+    "torch, 2 ranks FSDP2": Row(TORCH),
+    "torch, tp 2": Row(TORCH, layout={"tensor_model_parallel_size": 2}),
+    "torch, cp 2": Row(TORCH, layout={"context_parallel_size": 2}),
+    "torch, 2 copies": Row(TORCH, layout={"dp_replicate_size": 2}, cases=("grpo",)),
     "torch, 2 ranks replicated": Row(f"{HERE}:replicated", cases=("grpo", "sequences")),
 }
 PAIRS = [(row, case) for row, its in ROWS.items() for case in its.cases]

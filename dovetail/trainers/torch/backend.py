@@ -1,4 +1,4 @@
-"""The backend whose ranks each hold the whole model: any transformers causal LM, on CPU or GPU."""
+"""The backend for any transformers causal LM, on CPU or GPU, whole on each rank or sharded."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dovetail.algorithms.logprobs import TokenLoss, head_gradients, head_logprob
 from dovetail.batch.pack import MicroBatch
 from dovetail.batch.plan import PlannedBatch, Scope, by_tokens
 from dovetail.batch.rows import TrainRow
-from dovetail.checkpoint.hf_names import named_tensors
 from dovetail.config.sections import BatchConfig, OptimizerConfig
 from dovetail.trainers.backend import BatchLoss, OnLogits, PerBatch, PerToken
 from dovetail.trainers.data_parallel import ALONE, DataParallel
 from dovetail.trainers.torch.layout import plan_for
 from dovetail.trainers.torch.optim import MasterAdamW, StepResult
+from dovetail.trainers.torch.placement import Placed, placed
 from dovetail.trainers.torch.routing import make_replay
 from dovetail.trainers.torch.saving import FORMAT, ShardFiles, check_format
 from dovetail.trainers.torch.scored_model import ScoredModel
@@ -30,13 +30,21 @@ if TYPE_CHECKING:
 
 class TorchBackend:
     """Satisfies `dovetail.trainers.backend.Backend`. Trains `model` in place: its tensors are never
-    replaced, so an engine may share them. `others`: models beside policy and reference
-    that see the policy's micro-batches, whose layout has to suit them too."""
+    replaced, so an engine may share them.
+
+    Args:
+        model: a transformers model, whole here, or a `Sharded` one, which brings its own
+            `DataParallel`.
+        reference_model: frozen, and placed like it.
+        others: models beside policy and reference that see the policy's micro-batches, whose layout
+            has to suit them too.
+        parallel: of models that are whole.
+    """
 
     def __init__(
         self,
-        model: Any,
-        reference_model: Any | None,
+        model: Any | Placed,
+        reference_model: Any | Placed | None,
         batch: BatchConfig,
         optimizer: OptimizerConfig,
         *,
@@ -46,18 +54,18 @@ class TorchBackend:
         others: Sequence[ScoredModel] = (),
         parallel: DataParallel = ALONE,
     ):
-        self.policy, self.parallel = ScoredModel(model), parallel
-        self.device = self.policy.device
+        own = placed(model, parallel)
+        self.policy, self.parallel, self.device = ScoredModel(own), own.parallel, own.device
         if routing_replay is not None:
-            self.policy.routing = make_replay(model, routing_replay)
+            self.policy.routing = make_replay(own.model, routing_replay)
         self.reference = None if reference_model is None else ScoredModel(reference_model)
         references = [] if self.reference is None else [self.reference]
-        self._models = [self.policy, *references, *others]
+        self._models, self._others = [self.policy, *references, *others], others
         self.batch_config, self.temperature = batch, temperature
-        self.optimizer = MasterAdamW(model, optimizer, total_steps, parallel)
-        self.files = ShardFiles(parallel.group)
+        self.optimizer = MasterAdamW(own, optimizer, total_steps)
+        self.files = ShardFiles(own.group)
         self.share_prompts, self.runs_ahead = True, False
-        self._vocab_size = int(model.get_input_embeddings().weight.shape[0])
+        self._vocab_size = int(own.model.get_input_embeddings().weight.shape[0])
 
     def plan(
         self, rows: Sequence[TrainRow], chosen: Sequence[int], scope: Scope = Scope.TRAINED
@@ -106,6 +114,8 @@ class TorchBackend:
         assert model is not None
         for batch in batches:
             yield logprobs_of(model, batch, self.temperature)
+        for _ in range(idle):
+            idle_pass(model)
 
     def accumulate(self, batches: Iterable[MicroBatch], loss: BatchLoss, idle: int = 0) -> None:
         """See `Backend`."""
@@ -118,14 +128,29 @@ class TorchBackend:
                     case PerBatch():
                         self._per_batch(batch, loss.of(batch))
                     case OnLogits():
-                        _backward(loss.of(batch)(self.policy.logits(batch)))
+                        logits_NV = self.policy.logits(batch)
+                        self._backward(loss.of(batch)(logits_NV), logits_NV)
             self.optimizer.collect()
+        if self.policy.placed.shards:
+            for _ in range(idle):
+                self._idle_round(isinstance(loss, OnLogits))
+
+    def _idle_round(self, with_others: bool) -> None:
+        """What `accumulate` makes of a micro-batch, as far as other ranks notice."""
+        self.policy.eval_mode()
+        value = self.policy.idle()
+        if with_others:
+            for model in self._others:
+                idle_pass(model)
+        torch.autograd.backward(value)
+        self.optimizer.collect()
 
     def _per_token(self, batch: MicroBatch, token_loss: TokenLoss) -> None:
         targets_N = batch.targets_N.to(self.device)
         if self.policy.head is None:
             logprobs_N, entropy_N = self._own_logprobs(batch, targets_N)
-            _backward(token_loss(slice(0, len(targets_N)), logprobs_N, entropy_N))
+            value = token_loss(slice(0, len(targets_N)), logprobs_N, entropy_N)
+            self._backward(value, logprobs_N)
         else:
             hidden_NH = self.policy.hidden(batch)
             hidden_NH.backward(self._head_gradients(hidden_NH, targets_N, token_loss))
@@ -133,15 +158,26 @@ class TorchBackend:
     def _per_batch(self, batch: MicroBatch, loss: WholeLoss) -> None:
         """Through a head the logits are made twice: for the values, and for the gradient once its
         slopes are known."""
-        targets_N, head = batch.targets_N.to(self.device), self.policy.head
-        if head is None:
-            _backward(loss(*self._own_logprobs(batch, targets_N)))
+        targets_N = batch.targets_N.to(self.device)
+        if self.policy.head is None:
+            logprobs_N, entropy_N = self._own_logprobs(batch, targets_N)
+            self._backward(loss(logprobs_N, entropy_N), logprobs_N)
             return
         hidden_NH = self.policy.hidden(batch)
+        head = self.policy.head
         known = head_logprobs(hidden_NH.detach(), head, targets_N, self.temperature)
         slopes = _slopes(loss, *known)
         if slopes is not None:
             hidden_NH.backward(self._head_gradients(hidden_NH, targets_N, slopes))
+        else:
+            self._backward(None, hidden_NH)
+
+    def _backward(self, loss: torch.Tensor | None, output: torch.Tensor) -> None:
+        """Without a loss nothing is learned, but other ranks may wait for this one's part."""
+        if loss is None and self.policy.placed.shards:
+            loss = output.float().sum() * 0
+        if loss is not None:
+            torch.autograd.backward(loss)
 
     def _own_logprobs(
         self, batch: MicroBatch, targets_N: torch.Tensor
@@ -156,18 +192,21 @@ class TorchBackend:
     ) -> torch.Tensor:
         head = self.policy.head
         assert head is not None
-        return head_gradients(
-            hidden_NH.detach(),
-            head,
-            targets_N,
-            self.temperature,
-            token_loss,
-            self.optimizer.grad_for(head.weight_VH),  # type: ignore[arg-type]
-            self.optimizer.grad_for(head.bias_V),  # type: ignore[arg-type]
-        )
+        params = (head.weight_VH, head.bias_V)
+        with self.policy.placed.head_grads(self.optimizer.grad_for, params) as (weight_VH, bias_V):
+            return head_gradients(
+                hidden_NH.detach(),
+                head,
+                targets_N,
+                self.temperature,
+                token_loss,
+                weight_VH,
+                bias_V,
+            )
 
     def discard(self) -> None:
         """See `Backend`."""
+        self.policy.placed.broken()
         self.optimizer.drop_grads()
 
     def step(self) -> StepResult:
@@ -187,9 +226,8 @@ class TorchBackend:
 
     def save(self, directory: Path, *, in_background: bool = False) -> dict[str, Any]:
         """See `Backend`."""
-        tensors, facts = self.optimizer.state_dict()
-        self.files.write(directory, tensors, in_background)
-        return {"format": FORMAT, **facts}
+        self.files.write(directory, self.optimizer.shards(), in_background)
+        return {"format": FORMAT, "steps_done": self.optimizer.steps_done}
 
     def finish_save(self) -> None:
         """See `Backend`."""
@@ -203,18 +241,13 @@ class TorchBackend:
 
     def hf_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """See `Backend`."""
-        return named_tensors(self.policy.model)
+        return self.policy.placed.named_tensors()
 
     def offload(self) -> None:
         """See `Backend`."""
 
     def onload(self) -> None:
         """See `Backend`."""
-
-
-def _backward(loss: torch.Tensor | None) -> None:
-    if loss is not None:
-        torch.autograd.backward(loss)
 
 
 def _check_ids(rows: Sequence[TrainRow], vocab_size: int) -> None:
@@ -236,9 +269,21 @@ def logprobs_of(model: ScoredModel, batch: MicroBatch, temperature: float) -> to
     with model.attention_for(batch):
         if model.head is None:
             logits_NV = model.logits(batch).div_(temperature)
-            return torch.log_softmax(logits_NV, -1).gather(1, targets_N[:, None]).squeeze(1)
-        hidden_NH = model.hidden(batch)
-    return head_logprobs(hidden_NH, model.head, targets_N, temperature)[0]
+            logprobs_N = torch.log_softmax(logits_NV, -1).gather(1, targets_N[:, None]).squeeze(1)
+        else:
+            hidden_NH = model.hidden(batch)
+            logprobs_N = head_logprobs(hidden_NH, model.head, targets_N, temperature)[0]
+    model.placed.passed()
+    return logprobs_N
+
+
+@torch.no_grad()
+def idle_pass(model: ScoredModel) -> None:
+    """Take part in other ranks' passes without gradients, where passes are collective."""
+    if model.placed.shards:
+        model.eval_mode()
+        model.idle()
+        model.placed.passed()
 
 
 @torch.enable_grad()

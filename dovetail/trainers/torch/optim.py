@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from dovetail.config.sections import OptimizerConfig
-from dovetail.trainers.data_parallel import ALONE, DataParallel
+from dovetail.trainers.torch.placement import Placed, placed
 from dovetail.types.errors import CheckpointError, ConfigError
 
 
@@ -64,18 +64,20 @@ class MasterAdamW:
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        model: torch.nn.Module | Placed,
         config: OptimizerConfig,
         total_steps: int | None,
-        parallel: DataParallel = ALONE,
     ):
-        self.config, self.parallel = config, parallel
+        self.config, self.placed = config, placed(model)
         self.decay_steps = decay_steps(config, total_steps)
-        self.params = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        named = self.placed.model.named_parameters()
+        self.params = {name: p for name, p in named if p.requires_grad}
         self.masters = {
-            name: p if p.dtype == torch.float32 else p.detach().float()
+            name: self.placed.local(p) if p.dtype == torch.float32 else p.detach().float()
             for name, p in self.params.items()
         }
+        """This rank's part of each weight, in float32; of float32 weights it is their memory."""
+        self._copies = {name for name, p in self.params.items() if p.dtype != torch.float32}
         self.main_grads: dict[str, torch.Tensor] = {}
         self._names = {id(p): name for name, p in self.params.items()}
         self.steps_done = 0
@@ -100,7 +102,7 @@ class MasterAdamW:
             return None
         if name not in self.main_grads:
             self.main_grads[name] = torch.zeros_like(self.masters[name], requires_grad=False)
-            if self.masters[name] is self.params[name]:
+            if name not in self._copies:
                 # Autograd then adds into the same tensor.
                 self.params[name].grad = self.main_grads[name]
         return self.main_grads[name]
@@ -110,8 +112,8 @@ class MasterAdamW:
         for name, param in self.params.items():
             if param.grad is None:
                 continue
-            if self.masters[name] is param:
-                self.main_grads[name] = param.grad
+            if name not in self._copies:
+                self.main_grads[name] = self.placed.local(param.grad)
                 continue
             if name in self.main_grads:
                 self.main_grads[name].add_(param.grad)
@@ -133,19 +135,16 @@ class MasterAdamW:
         Gradients are dropped either way.
         """
         lr = learning_rate(self.steps_done, self.config, self.decay_steps)
-        for param in self.params.values():
-            self.grad_for(param)
-        grads = [self.main_grads[name] for name in self.params]
-        for grad in grads:
-            self.parallel.summed(grad)
-        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads))))
+        grads = self._all_grads()
+        self.placed.add_up(grads)
+        norm = self.placed.norm(grads)
         if not math.isfinite(norm):
             self.drop_grads()
             return StepResult(norm, lr, applied=False)
         if 0 < self.config.clip_grad < norm:
-            torch._foreach_mul_(grads, self.config.clip_grad / norm)
+            torch._foreach_mul_(list(grads.values()), self.config.clip_grad / norm)
         for name, master in self.masters.items():
-            master.grad = self.main_grads[name]
+            master.grad = grads[name]
         for group in self.adam.param_groups:
             group["lr"] = lr
         self.adam.step()
@@ -156,12 +155,21 @@ class MasterAdamW:
         self.steps_done += 1
         return StepResult(norm, lr, applied=True)
 
+    def _all_grads(self) -> dict[str, torch.Tensor]:
+        """Those of weights that no micro-batch touched are 0."""
+        if not self.placed.shards:
+            for param in self.params.values():
+                self.grad_for(param)
+        return {
+            name: self.main_grads[name] if name in self.main_grads else torch.zeros_like(master)
+            for name, master in self.masters.items()
+        }
+
     @torch.no_grad()
     def write_back(self) -> None:
         """Round masters into the model's own tensors, in place."""
-        for name, param in self.params.items():
-            if self.masters[name] is not param:
-                param.copy_(self.masters[name])
+        for name in self._copies:
+            self.params[name].copy_(self.masters[name])
 
     def state_dict(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Masters and moments by weight name (no copies), and the schedule's position."""
@@ -173,8 +181,16 @@ class MasterAdamW:
                     tensors[f"{key}.{name}"] = state[key]
         return tensors, {"steps_done": self.steps_done}
 
+    def shards(self) -> dict[str, torch.Tensor]:
+        """Masters and moments as parts of what all ranks hold; no copies."""
+        named = {}
+        for key, tensor in self.state_dict()[0].items():
+            kind, _, name = key.partition(".")
+            named[f"{kind}.{name}"] = self.placed.storable(name, tensor)
+        return named
+
     def room_for(self, steps_done: int) -> dict[str, torch.Tensor]:
-        """The tensors that a state after so many steps is read into; `taken` ends the reading."""
+        """The shards that a state after so many steps is read into; `taken` ends the reading."""
         self.adam.state.clear()
         if steps_done:
             for master in self.masters.values():
@@ -184,7 +200,7 @@ class MasterAdamW:
                     "exp_avg_sq": torch.zeros_like(master, requires_grad=False),
                 }
         self.steps_done = steps_done
-        return self.state_dict()[0]
+        return self.shards()
 
     def taken(self) -> None:
         """What `room_for` gave is filled: go on from it."""

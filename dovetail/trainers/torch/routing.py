@@ -73,7 +73,14 @@ class RoutingReplay:
             for i, row in enumerate(rows):
                 # What trains nothing needs none: hooks may make rows that were never sampled.
                 if any(row.loss_mask) or row.extra.get("rollout_routed_experts") is not None:
-                    self._known[i] = torch.from_numpy(self._of_rollout(row))
+                    self._known[i] = torch.from_numpy(
+                        routed_by_rollout(
+                            row,
+                            len(self.routers),
+                            self.routers.top_k,
+                            self.routers.num_experts,
+                        )
+                    )
         try:
             yield
         finally:
@@ -140,32 +147,41 @@ class RoutingReplay:
             own = self._known[span.row][span.first : span.first + span.length]
             own.copy_(told[span.start : span.start + span.length])
 
-    def _of_rollout(self, row: TrainRow) -> np.ndarray[Any, np.dtype[np.int32]]:
-        given = row.extra.get("rollout_routed_experts")
-        if given is None:
-            raise TrainError(
-                f"sample {row.index}: rollout_routed_experts is unknown, but "
-                "use_rollout_routing_replay trains each token through the experts that the engine "
-                "sent it to; a generate function asks for them with "
-                "GenerateRequest(return_routed_experts=True) or, over HTTP, return_routed_experts, "
-                "and sets Sample.rollout_routed_experts; a conversion hands the column on; or use "
-                "--use-routing-replay (TOML: algorithm.use_routing_replay), which needs none"
-            )
-        expected = (len(row.tokens) - 1, len(self.routers), self.routers.top_k)
-        try:
-            routed = np.asarray(given)
-        except (TypeError, ValueError):
-            routed = np.empty(0)
-        if routed.shape != expected or not np.issubdtype(routed.dtype, np.integer):
-            raise TrainError(
-                f"sample {row.index}: rollout_routed_experts has the shape {list(routed.shape)} "
-                f"and dtype {routed.dtype}, expected whole numbers {list(expected)}: tokens - 1, "
-                "mixture-of-experts layers, experts per token"
-            )
-        if routed.min(initial=0) < 0 or routed.max(initial=0) >= self.routers.num_experts:
-            raise TrainError(
-                f"sample {row.index}: rollout_routed_experts has experts from {routed.min()} to "
-                f"{routed.max()}, the model has 0 to {self.routers.num_experts - 1}"
-            )
-        # Nothing was fed after the last token.
-        return np.concatenate([routed, np.full_like(routed[:1], _UNKNOWN)]).astype(np.int32)
+
+def routed_by_rollout(
+    row: TrainRow, layers: int, top_k: int, experts: int
+) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """The experts that a row brings, [tokens, layers, top_k] int32; -1 for its last token, after
+    which nothing was fed.
+
+    Raises:
+        TrainError: it brings none, or of another shape.
+    """
+    given = row.extra.get("rollout_routed_experts")
+    if given is None:
+        raise TrainError(
+            f"sample {row.index}: rollout_routed_experts is unknown, but "
+            "use_rollout_routing_replay trains each token through the experts that the engine "
+            "sent it to; a generate function asks for them with "
+            "GenerateRequest(return_routed_experts=True) or, over HTTP, return_routed_experts, "
+            "and sets Sample.rollout_routed_experts; a conversion hands the column on; or use "
+            "--use-routing-replay (TOML: algorithm.use_routing_replay), which needs none"
+        )
+    expected = (len(row.tokens) - 1, layers, top_k)
+    try:
+        routed = np.asarray(given)
+    except (TypeError, ValueError):
+        routed = np.empty(0)
+    if routed.shape != expected or not np.issubdtype(routed.dtype, np.integer):
+        raise TrainError(
+            f"sample {row.index}: rollout_routed_experts has the shape {list(routed.shape)} "
+            f"and dtype {routed.dtype}, expected whole numbers {list(expected)}: tokens - 1, "
+            "mixture-of-experts layers, experts per token"
+        )
+    if routed.min(initial=0) < 0 or routed.max(initial=0) >= experts:
+        raise TrainError(
+            f"sample {row.index}: rollout_routed_experts has experts from {routed.min()} to "
+            f"{routed.max()}, the model has 0 to {experts - 1}"
+        )
+    # Nothing was fed after the last token.
+    return np.concatenate([routed, np.full_like(routed[:1], _UNKNOWN)]).astype(np.int32)

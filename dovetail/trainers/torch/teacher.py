@@ -13,8 +13,9 @@ from dovetail.batch.rows import TrainRow
 from dovetail.config.sections import BatchConfig
 from dovetail.trainers.data_parallel import ALONE, DataParallel
 from dovetail.trainers.scores import score_rows
-from dovetail.trainers.torch.backend import logprobs_of
+from dovetail.trainers.torch.backend import idle_pass, logprobs_of
 from dovetail.trainers.torch.layout import plan_for
+from dovetail.trainers.torch.placement import Placed, placed
 from dovetail.trainers.torch.scored_model import ScoredModel
 
 
@@ -24,14 +25,15 @@ class Teacher:
 
     def __init__(
         self,
-        model: Any,
+        model: Any | Placed,
         batch: BatchConfig,
         *,
         temperature: float,
         pad_token_id: int,
         parallel: DataParallel = ALONE,
     ):
-        self.scored, self.batch_config, self.parallel = ScoredModel(model), batch, parallel
+        own = placed(model, parallel)
+        self.scored, self.batch_config, self.parallel = ScoredModel(own), batch, own.parallel
         self.temperature, self.pad_token_id = temperature, pad_token_id
 
     def logprobs(self, rows: Sequence[TrainRow]) -> list[torch.Tensor]:
@@ -54,7 +56,9 @@ class Teacher:
         left out by whoever compares."""
         self.scored.eval_mode()
         with self.scored.attention_for(batch):
-            return self.scored.logits(batch)
+            logits_NV = self.scored.logits(batch)
+        self.scored.placed.passed()
+        return logits_NV
 
     def _plan(
         self, rows: Sequence[TrainRow], chosen: Sequence[int], scope: Scope
@@ -66,3 +70,5 @@ class Teacher:
     def _logprobs(self, batches: Iterable[MicroBatch], idle: int) -> Iterator[torch.Tensor]:
         for batch in batches:
             yield logprobs_of(self.scored, batch, self.temperature)
+        for _ in range(idle):
+            idle_pass(self.scored)

@@ -17,7 +17,9 @@ HEAD_FILE = "value_head.safetensors"
 """Beside the weights of an exported critic."""
 
 
-def add_value_head(model: Any, directory: Path | str | None = None) -> None:
+def add_value_head(
+    model: Any, directory: Path | str | None = None, device: torch.device | None = None
+) -> None:
     """Give a causal LM a `value_head`: hidden size to one float32 number.
 
     It is read from `directory` where an exported critic left one, and is 0 otherwise, so that a new
@@ -28,7 +30,10 @@ def add_value_head(model: Any, directory: Path | str | None = None) -> None:
     """
     weights = model.get_input_embeddings().weight
     head = torch.nn.Linear(
-        model.config.get_text_config().hidden_size, 1, device=weights.device, dtype=torch.float32
+        model.config.get_text_config().hidden_size,
+        1,
+        device=device or weights.device,
+        dtype=torch.float32,
     )
     torch.nn.init.zeros_(head.weight)
     torch.nn.init.zeros_(head.bias)
