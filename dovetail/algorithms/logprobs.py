@@ -71,7 +71,8 @@ def _softmax_piece(logits_nV: torch.Tensor, targets_n: torch.Tensor, keep: bool)
     )
 
 
-def _pieces(count: int, vocab: int) -> list[slice]:
+def pieces(count: int, vocab: int) -> list[slice]:
+    """Rows that meet the head together: `PIECE_ELEMENTS` logits of each."""
     rows = max(MIN_PIECE, PIECE_ELEMENTS // vocab)
     parts = max(1, -(-count // rows))
     size = -(-count // parts) if count else 0
@@ -86,7 +87,7 @@ def head_logprobs(
     each."""
     logprobs_N = hidden_NH.new_empty(len(targets_N), dtype=torch.float32)
     entropy_N = torch.empty_like(logprobs_N)
-    for part in _pieces(len(targets_N), head.weight_VH.shape[0]):
+    for part in pieces(len(targets_N), head.weight_VH.shape[0]):
         logits_nV = _raw_logits(hidden_NH[part], head)
         if temperature != 1.0:
             logits_nV.div_(temperature)
@@ -111,7 +112,7 @@ def head_gradients(
     gradients. Gradients of weight and bias are added to the given float32 tensors.
     """
     grad_NH = torch.empty_like(hidden_NH)
-    for part in _pieces(len(targets_N), head.weight_VH.shape[0]):
+    for part in pieces(len(targets_N), head.weight_VH.shape[0]):
         hidden_nH = hidden_NH[part]
         logits_nV = _raw_logits(hidden_nH, head)
         # tanh' = 1 - (capped logit / cap)^2, taken before the logits are overwritten.

@@ -18,7 +18,11 @@ from dovetail.types.errors import ConfigError
 SUPPORTED = ("llama", "qwen2", "qwen3", "qwen3_moe")
 """`model_type` of the configurations that this backend knows."""
 _MOE = ("qwen3_moe",)
-_LLAMA3_ROPE = {"low_freq_factor": 1, "high_freq_factor": 4, "original_max_position_embeddings": 8192}
+_LLAMA3_ROPE = {
+    "low_freq_factor": 1,
+    "high_freq_factor": 4,
+    "original_max_position_embeddings": 8192,
+}
 """Megatron has these as constants."""
 
 
@@ -59,10 +63,11 @@ def transformer_config(
     passed: Mapping[str, Any] | None = None,
     *,
     gradient_checkpointing: bool = False,
+    on_cpu: bool = False,
 ) -> TransformerConfig:
     """Megatron's configuration of the model, split as `config` says.
 
-    `passed`: the user's `--megatron-*`, without prefix.
+    `passed`: the user's `--megatron-*`, without prefix. `on_cpu`: where weights are made.
 
     Raises:
         ConfigError: see `check_supported`; or Megatron refuses a setting.
@@ -71,7 +76,7 @@ def transformer_config(
     settings = {
         **_model(hf_config),
         **_split(hf_config, config, dtype),
-        **_numerics(dtype),
+        **_numerics(dtype, on_cpu),
         **(_RECOMPUTED if gradient_checkpointing else {}),
         **transformer_settings(passed or {}),
     }
@@ -149,10 +154,9 @@ def _split(hf_config: Any, config: TrainerConfig, dtype: torch.dtype) -> dict[st
     }
 
 
-def _numerics(dtype: torch.dtype) -> dict[str, Any]:
+def _numerics(dtype: torch.dtype, on_cpu: bool) -> dict[str, Any]:
     return {
-        "use_cpu_initialization": True,
-        "perform_initialization": False,
+        "use_cpu_initialization": on_cpu,
         "persist_layer_norm": False,
         "bias_activation_fusion": False,
         "masked_softmax_fusion": False,
