@@ -19,6 +19,8 @@ from dovetail.router.describe import alone, described
 from dovetail.router.fields import Fields, RequestError, Shape
 from dovetail.router.respond import Json, failure_body, read
 from dovetail.types import DovetailError
+from dovetail.types.errors import BrokenUpdateError
+from dovetail.types.weights import Meeting
 
 PAUSES = ("abort", "retract", "in_place")
 CHECKS = ("checksum", "snapshot", "reset_tensors", "compare")
@@ -56,6 +58,15 @@ class Steered(Protocol):
 
         Raises:
             DovetailError: they are damaged, or another model's. The old ones are as they were.
+        """
+        ...
+
+    async def meet(self, meeting: Meeting, version: int) -> None:
+        """Take weights hand to hand from the trainer.
+
+        Raises:
+            BrokenUpdateError: it broke off; nothing is answered until weights came whole.
+            DovetailError: they are another model's. The old ones are as they were.
         """
         ...
 
@@ -122,8 +133,19 @@ def _weights(steered: Steered) -> list[BaseRoute]:
         message = f"Weight version updated to {version}"
         return Json({"success": True, "message": message, "new_version": str(version)})
 
+    @described("Take weights hand to hand from the trainer that says where", alone(_read_meeting))
+    async def meet(request: Request) -> Response:
+        meeting, version = await read(request, _read_meeting)
+        try:
+            await steered.meet(meeting, version)
+        except DovetailError as error:
+            status = 409 if isinstance(error, BrokenUpdateError) else 400
+            return _failed(error, status)
+        return Json({"success": True, "message": f"Weight version updated to {version}"})
+
     return [
         Route("/update_weights_from_disk", from_disk, methods=["POST"]),
+        Route("/meet_for_weights", meet, methods=["POST"]),
         Route("/update_weight_version", new_version, methods=["POST"]),
     ]
 
@@ -191,10 +213,31 @@ def _looks(steered: Steered) -> list[BaseRoute]:
     ]
 
 
-def _failed(error: DovetailError, **more: int) -> Response:
+def _failed(error: DovetailError, status: int = 400, **more: int) -> Response:
     """As SGLang says it, and as everything else here."""
-    told = failure_body(RequestError(str(error)))
-    return Json({"success": False, **more, **told}, status_code=400)
+    told = failure_body(RequestError(str(error), status=status))
+    return Json({"success": False, **more, **told}, status_code=status)
+
+
+def _read_meeting(fields: Fields) -> tuple[Meeting, int]:
+    text = {name: fields.text(name) for name in ("transport", "host", "name", "backend")}
+    port = fields.integer("port", 0, 1, 65535)
+    engines = fields.integer("num_engines", 1, 1)
+    meeting = Meeting(
+        **{name: value or "" for name, value in text.items()},
+        port=port or 0,
+        num_engines=engines or 1,
+        patience_s=fields.number("patience_s", 120.0, 0.0, 86400.0),
+    )
+    version = _version(fields, "weight_version", _NEW_VERSION)
+    _finish(fields)
+    if meeting.transport not in ("broadcast", "cuda_ipc"):
+        raise fields.wrong("transport", text["transport"], "broadcast or cuda_ipc")
+    if meeting.backend not in ("gloo", "nccl"):
+        raise fields.wrong("backend", text["backend"], "gloo or nccl")
+    if version is None or not meeting.host or not meeting.name:
+        raise fields.wrong("name", text["name"], "a meeting with host, name and weight_version")
+    return meeting, version
 
 
 def _read_update(fields: Fields) -> _Update:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,9 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dovetail.checkpoint.hf_names import named_tensors
 from dovetail.checkpoint.hf_weights import fitted, read_weights
+from dovetail.run.taken import Taken
 from dovetail.transport.receive import SnapshotReader, is_snapshot
+from dovetail.transport.tensor_files import tensor_digest
 from dovetail.types import CheckpointError, EngineError, ScoreRequest
+from dovetail.types.weights import Meeting
 
 if TYPE_CHECKING:
     from dovetail.engines.embedded.engine import EmbeddedEngine
@@ -76,8 +79,7 @@ class SteeredEngine:
     async def resume(self) -> None:
         """Go on; without memory, as soon as that is back."""
         self._paused = False
-        if not self._asleep:
-            await self._engine.resume()
+        await self._go_on()
 
     async def load_weights(self, directory: Path, version: int | None) -> int:
         """Read and check everything first, while requests go on; then copy it in a pause.
@@ -97,6 +99,26 @@ class SteeredEngine:
                 reading.__exit__(None, None, None)
             return waiting
 
+    async def meet(self, meeting: Meeting, version: int) -> None:
+        """Take the weights as they come, in a pause.
+
+        Raises:
+            BrokenUpdateError: it broke off; requests are refused until weights came whole.
+            CheckpointError: they are another model's; the old ones are as they were.
+        """
+        async with self._turn:
+            taking = Taken(self._get_model(), _CURE)
+            await self._engine.pause()
+            try:
+                tensors = await asyncio.to_thread(taking.take, meeting)
+            except Exception as error:
+                if taking.began:
+                    self._engine.spoil(f"an update to version {version} broke off: {error}")
+                await self._go_on()
+                raise
+            await self._engine.receive_weights(version, tensors)
+            await self._go_on()
+
     async def set_weight_version(self, version: int) -> None:
         """The weights are those of `version`."""
         async with self._turn:
@@ -113,8 +135,11 @@ class SteeredEngine:
         if "kv_cache" in tags and self._asleep:
             self._asleep = False
             self._engine.wake()
-            if not self._paused:
-                await self._engine.resume()
+            await self._go_on()
+
+    async def _go_on(self) -> None:
+        if not self._paused and not self._asleep:
+            await self._engine.resume()
 
     async def check_weights(self, action: str, skip: tuple[str, ...]) -> dict[str, str]:
         """Sums of all tensors; or keep a copy, overwrite the weights, compare with the copy.
@@ -123,13 +148,13 @@ class SteeredEngine:
             EngineError: there is no copy, or the weights differ from it.
         """
         async with self._turn:
+            if action == "checksum":
+                return await asyncio.to_thread(_sums, self._get_model(), skip)
             own = {
                 name: tensor
                 for name, tensor in self._get_model().named_parameters()
                 if not any(part in name for part in skip)
             }
-            if action == "checksum":
-                return await asyncio.to_thread(_sums, own)
             if action == "snapshot":
                 self._snapshot = {name: tensor.detach().clone() for name, tensor in own.items()}
             elif action == "reset_tensors":
@@ -169,11 +194,10 @@ class SteeredEngine:
 
 
 @torch.no_grad()
-def _sums(tensors: dict[str, Any]) -> dict[str, str]:
-    """Of the bytes of each."""
+def _sums(model: Any, skip: tuple[str, ...]) -> dict[str, str]:
+    """Of the bytes of each, under the names of Hugging Face files."""
     return {
-        name: hashlib.sha256(
-            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        ).hexdigest()
-        for name, tensor in tensors.items()
+        name: tensor_digest(tensor)
+        for name, tensor in named_tensors(model)
+        if not any(part in name for part in skip)
     }

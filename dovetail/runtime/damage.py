@@ -16,9 +16,21 @@ async def damage(pool: Pool) -> str | None:
     snapshot = pool.snapshot
     if snapshot is None:
         return None
+    if not snapshot.lasting:
+        return None if pool.ready() else _nowhere(snapshot)
     found = await asyncio.to_thread(_damage, snapshot)
     # Newer ones came meanwhile, and these were removed.
     return found if pool.snapshot is snapshot else None
+
+
+def _nowhere(snapshot: Snapshot) -> str:
+    assert snapshot.meeting is not None
+    return (
+        f"the weights of version {snapshot.version} went hand to hand "
+        f"({snapshot.meeting.transport}), and the last engine that had them is gone; have them lie "
+        f"where engines that start find them: {cure('weight_transport', 'shared_memory')} or "
+        "'disk'"
+    )
 
 
 def _damage(snapshot: Snapshot) -> str | None:

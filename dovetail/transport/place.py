@@ -27,9 +27,12 @@ from dovetail.types.errors import ConfigError
 
 Transport = Literal["auto", "shared_memory", "cuda_ipc", "broadcast", "disk"]
 
+MEETINGS = ("broadcast", "cuda_ipc")
+"""Transports by which engines meet rank 0: nothing lies anywhere."""
 SHARED_MEMORY = Path("/dev/shm")
 MANIFEST = "dovetail_weights.json"
 COMMON = "common"
+LOOPBACK = "127.0.0.1"
 BUCKET_BYTES = 256 << 20
 _LOCK = ".lock"
 _WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
@@ -56,7 +59,7 @@ class Wanted:
     """On a disk, write only what changed."""
     digests: bool = False
     """Tell a digest of each tensor that is sent."""
-    host: str = "127.0.0.1"
+    host: str = LOOPBACK
     """Address of this process, as engines reach it."""
     backend: str = "gloo"
     """Of process groups."""

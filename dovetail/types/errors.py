@@ -53,6 +53,15 @@ class EngineGoneError(EngineError):
     """An engine can't be reached, or broke off: another one may answer the same request."""
 
 
+class BrokenUpdateError(EngineError):
+    """An update of weights broke off in the middle, without any fault of this engine: it answers
+    nothing until it has been given all of a version."""
+
+
+class WeightMismatchError(EngineError):
+    """An engine holds other weights than those that it was sent."""
+
+
 class EngineBusyError(EngineError):
     """Every place in the queue before the engines is taken; later there may be one."""
 
@@ -86,3 +95,7 @@ class RewardError(DovetailError, RuntimeError):
 
 class TrainError(DovetailError, RuntimeError):
     """Training can't go on, e.g. too many non-finite gradients in a row."""
+
+
+class TrainerLostError(TrainError):
+    """A process of the trainer is gone: it may be started anew from the last checkpoint."""

@@ -103,6 +103,7 @@ class EmbeddedEngine:
         self._arrivals = 0
         self._paused = False
         self._closed = False
+        self._spoiled: EngineError | None = None
 
     @property
     def stats(self) -> EngineStats:
@@ -158,8 +159,7 @@ class EmbeddedEngine:
         Raises:
             EngineError: the request is malformed, the engine is closed, or the forward failed.
         """
-        if self._closed:
-            raise EngineError(f"request {request.request_id!r}: the engine is closed")
+        self._check_usable(request.request_id)
         self._scoring.check(request, self._max_context_len)
         future: asyncio.Future[ScoreResult] = asyncio.get_running_loop().create_future()
         self._scoring.waiting.append(Waiting(request, future))
@@ -190,6 +190,8 @@ class EmbeddedEngine:
     async def resume(self) -> None:
         """Go on after `pause`."""
         self._paused = False
+        if self._spoiled is not None:
+            self._fail(self._spoiled)
         if self._open or self._scoring.waiting:
             self._wake()
 
@@ -221,6 +223,7 @@ class EmbeddedEngine:
         if tensors is not None or version != self.weight_version:
             self._core.scheduler.reset()
         self.weight_version = self._core.version = version
+        self._spoiled = None
         if not was_paused:
             await self.resume()
 
@@ -236,10 +239,13 @@ class EmbeddedEngine:
             self._worker.shutdown(wait=True)
         self._core.cache.release()
 
+    def spoil(self, reason: str) -> None:
+        """Its weights are no version's: it answers nothing until `receive_weights`. In a pause."""
+        self._spoiled = EngineError(f"the engine's weights are of no use: {reason}")
+
     def _check(self, request: GenerateRequest) -> None:
         ids, sampling = request.prompt_ids, request.sampling
-        if self._closed:
-            raise EngineError(f"request {request.request_id!r}: the engine is closed")
+        self._check_usable(request.request_id)
         if not ids or min(ids) < 0 or max(ids) >= self._vocab_size:
             raise RequestRefusedError(
                 f"request {request.request_id!r}: prompt_ids must be one or more ids in "
@@ -267,6 +273,10 @@ class EmbeddedEngine:
                 "rollout.rollout_max_context_len) and the KV cache holds "
                 f"{self._core.cache.tokens} (--engine-kv-tokens, engine.engine_kv_tokens)"
             )
+
+    def _check_usable(self, request_id: str) -> None:
+        if self._closed or self._spoiled is not None:
+            raise EngineError(f"request {request_id!r}: {self._spoiled or 'the engine is closed'}")
 
     def _copy_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         own = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
@@ -380,9 +390,7 @@ class EmbeddedEngine:
 
 def _as_engine_error(error: Exception, what: str) -> EngineError:
     known = isinstance(error, EngineError)
-    failure = EngineError(
-        str(error) if known else f"{what} failed: {type(error).__name__}: {error}"
-    )
+    failure = EngineError(str(error) if known else f"{what} failed: {type(error).__name__}: {error}")
     failure.__cause__ = error
     return failure
 

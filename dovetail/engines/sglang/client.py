@@ -28,7 +28,7 @@ import orjson
 from dovetail.engines.http import EngineRefusedError, HttpClient
 from dovetail.engines.launch import ClientSettings
 from dovetail.engines.sglang import wire
-from dovetail.engines.sglang.weights import WeightGroups
+from dovetail.engines.sglang.weights import WeightGroups, meet
 from dovetail.types.calls import (
     FinishReason,
     GenerateRequest,
@@ -195,12 +195,22 @@ class SglangEngine:
         Raises:
             EngineError: they did not arrive whole. SGLang 0.5 then has a part of them, under the
                 old version: it must be started anew. `dovetail serve` has the old ones.
+            BrokenUpdateError: hand to hand, the trainer or another engine broke off.
         """
         was_held = self._held
         if not was_held:
             await self.pause()
+        if snapshot.meeting is not None:
+            await meet(self._http, snapshot.meeting, snapshot.version, _LOAD_S)
+        else:
+            await self._read(snapshot, snapshot.directory)
+        if not was_held:
+            await self.resume()
+
+    async def _read(self, snapshot: Snapshot, directory: Path | None) -> None:
+        assert directory is not None, "files lie somewhere"
         body = {
-            "model_path": str(_directory(snapshot)),
+            "model_path": str(directory.absolute()),
             "load_format": "auto",
             "weight_version": str(snapshot.version),
             "flush_cache": self._pause_mode != "in_place",
@@ -208,8 +218,6 @@ class SglangEngine:
         answer = await self._http.post("/update_weights_from_disk", body, timeout_s=_LOAD_S)
         if not isinstance(answer, dict) or answer.get("success") is not True:
             raise EngineError(f"SGLang at {self.url} did not take version {snapshot.version}")
-        if not was_held:
-            await self.resume()
 
     async def flush_cache(self) -> None:
         """Forget keys and values that no request under way needs.
@@ -218,6 +226,12 @@ class SglangEngine:
             EngineError: requests are under way.
         """
         await self._http.tell("/flush_cache", timeout_s=CONTROL_S)
+
+    async def weight_digests(self) -> dict[str, str]:
+        """SHA-256 of the bytes of each tensor that it holds, by its Hugging Face name; SGLang's own
+        names are others."""
+        found = await self.check_weights("checksum")
+        return dict(found["ranks"][0]["checksums"])
 
     async def check_weights(self, action: str = "checksum") -> dict[str, Any]:
         """`checksum`, `snapshot`, `reset_tensors`, or `compare` with the snapshot.
@@ -325,11 +339,6 @@ class SglangEngine:
                 f"[0, {vocab_size or '...'}), got {len(ids)}"
                 + (f" from {min(ids)} to {max(ids)}" if ids else "")
             )
-
-
-def _directory(snapshot: Snapshot) -> Path:
-    assert snapshot.directory is not None, "files lie somewhere"
-    return snapshot.directory.absolute()
 
 
 def _refusal(request_id: str, error: EngineRefusedError) -> EngineError:

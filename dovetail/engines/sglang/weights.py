@@ -14,15 +14,18 @@ SGLang's fourth way, `/update_weights_from_tensor`, is not here: its tensors are
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from dovetail.engines.http import HttpClient
-from dovetail.types.errors import EngineError
+from dovetail.config.leaves import cure
+from dovetail.engines.http import EngineRefusedError, HttpClient
+from dovetail.types.errors import BrokenUpdateError, EngineError
+from dovetail.types.weights import Meeting
 
 _GROUP = "dovetail_weights"
 _INIT_S = 300.0
 _UPDATE_S = 1800.0
+_BROKE_OFF, _NO_ROUTE = 409, (404, 405, 501)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,28 @@ class TensorFacts:
     dtype: str
     """`bfloat16`, `float32`, ..."""
     shape: tuple[int, ...]
+
+
+async def meet(http: HttpClient, meeting: Meeting, version: int, timeout_s: float) -> None:
+    """Have a `dovetail serve` take weights hand to hand (`transport.hand_over`), which SGLang has
+    no route for.
+
+    Raises:
+        BrokenUpdateError: it broke off without any fault of this server.
+        EngineError: the server knows no such route, or has another model.
+    """
+    body = {**asdict(meeting), "weight_version": str(version)}
+    try:
+        await http.post("/meet_for_weights", body, timeout_s=timeout_s)
+    except EngineRefusedError as error:
+        if error.status == _BROKE_OFF:
+            raise BrokenUpdateError(str(error)) from error
+        if error.status in _NO_ROUTE:
+            raise EngineError(
+                f"{http.url} takes no weights by {meeting.transport}: only `dovetail serve` does; "
+                f"use {cure('weight_transport', 'disk')}"
+            ) from error
+        raise
 
 
 class WeightGroups:

@@ -16,6 +16,7 @@ from dovetail.router.balancer.commands import Aborts, command_all
 from dovetail.router.balancer.dispatch import Dispatch, StaleAnswerError, Stats, Stopped
 from dovetail.router.balancer.pick import make_policy
 from dovetail.router.balancer.places import Places
+from dovetail.router.balancer.updates import Updates
 from dovetail.router.balancer.worker import Call, Interrupt, Worker, WorkerState
 from dovetail.types.calls import (
     FinishReason,
@@ -77,6 +78,7 @@ class Pool:
         self._paused: set[Worker] = set()
         self._aborts = Aborts(self._dispatch, self.workers)
         self._change = asyncio.Event()
+        self._updates = Updates(self, self._some_ready)
         self.at_close: list[Callable[[], None]] = []
         """Called when it is closed."""
 
@@ -157,24 +159,7 @@ class Pool:
             EngineError: it did not take the weights, or says that it has others, or it is not (or
                 no longer) starting or dead as it was.
         """
-        worker = self.worker(url)
-        epoch = worker.epoch
-        async with self.update_lock:
-            snapshot = self.snapshot
-            if snapshot is not None:
-                await worker.engine.load_snapshot(snapshot)
-                version = await worker.engine.weight_version()
-                if version != snapshot.version:
-                    raise EngineError(
-                        f"{url} got weights of version {snapshot.version} and says that it has "
-                        f"{version}"
-                    )
-            # It may have died while everything was paused, and only `ready` engines are resumed.
-            await worker.engine.resume()
-            if worker.epoch != epoch or self.workers.get(url) is not worker:
-                raise EngineError(f"{url} died while it was given its weights: {worker.reason}")
-            worker.weight_version = None if snapshot is None else snapshot.version
-            self.mark_ready(url)
+        await self._updates.admit(url)
 
     def give_up(self, reason: str) -> None:
         """No engine comes back: whoever waits for one gets an EngineError, as does who comes."""
@@ -187,6 +172,16 @@ class Pool:
     def weight_version(self) -> int:
         """That of the last snapshot; 0: there was none."""
         return 0 if self.snapshot is None else self.snapshot.version
+
+    @property
+    def num_receivers(self) -> int:
+        """Engines that the next `load` is for: hand to hand, all of them must be there."""
+        return self._updates.num_receivers
+
+    @property
+    def hopeless(self) -> str | None:
+        """Why no engine comes back; None: one may."""
+        return self._dispatch.hopeless
 
     @property
     def can_score(self) -> bool:
@@ -290,32 +285,23 @@ class Pool:
             self.places.paused = False
             self.places.serve()
 
+    async def sleep(self) -> None:
+        """Have every ready engine give its memory up, in a pause."""
+        await self._command(self.ready(), "sleep", lambda worker: worker.engine.sleep())
+
+    async def wake(self) -> None:
+        """Have every ready engine take it again; `load` must follow before `resume`."""
+        await self._command(self.ready(), "wake", lambda worker: worker.engine.wake())
+
     async def load(self, snapshot: Snapshot) -> None:
         """Give every ready engine these weights. One that does not take them is dead; others get
         them with `admit`.
 
         Raises:
             EngineError: no engine took them, and nobody brings one back that will.
+            BrokenUpdateError: hand to hand, it broke off; those that are left wait for another try.
         """
-        async with self.update_lock:
-            self.snapshot = snapshot
-            ready = self.ready()
-            errors = await self._command(
-                ready, "load_snapshot", lambda worker: worker.engine.load_snapshot(snapshot)
-            )
-            for worker in ready:
-                if worker not in errors:
-                    worker.weight_version = snapshot.version
-            self.places.policy.forget(list(self.workers.values()))
-        reasons = "; ".join(str(error) for error in errors.values()) or "there is none"
-        try:
-            async with asyncio.timeout(self._dispatch.request_timeout_s):
-                await self._some_ready()
-        except (TimeoutError, EngineError) as error:
-            why = self._dispatch.hopeless or reasons
-            raise EngineError(
-                f"no engine has the weights of version {snapshot.version}: {why}"
-            ) from error
+        await self._updates.load(snapshot, self._dispatch.request_timeout_s)
 
     async def _some_ready(self) -> None:
         """Wait until an engine takes requests.
