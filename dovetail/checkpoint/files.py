@@ -49,6 +49,29 @@ def write_file(path: Path, chunks: Iterable[bytes | memoryview]) -> FileFacts:
     return FileFacts(size_bytes, digest.hexdigest())
 
 
+def written_files(directory: Path) -> dict[str, FileFacts]:
+    """Size and hash of every file below `directory` that somebody else wrote, by its path in it;
+    on the disk when this returns.
+
+    Raises:
+        OSError: one can't be read, or is no regular file.
+    """
+    found: dict[str, FileFacts] = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_dir() and not path.is_symlink():
+            fsync_directory(path)
+            continue
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        name = path.relative_to(directory).as_posix()
+        found[name] = FileFacts(path.lstat().st_size, digest_of(path))
+    fsync_directory(directory)
+    return found
+
+
 def digest_of(path: Path) -> str:
     """Hex digest of a regular file's content; symbolic links are not followed.
 

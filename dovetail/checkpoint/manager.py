@@ -1,6 +1,7 @@
 """Checkpoints that are whole or absent: written aside, verified when read, the newest few kept.
 
     save:  encode -> room on the disk? -> write aside, hash, fsync -> manifest -> fsync
+           (a part that writes itself, as the ranks of a trainer do, gets a directory aside)
            -> rename -> fsync -> set checkpoints of an abandoned future aside
            -> remove all but the newest `keep` good ones
     load:  newest first: manifest and every hash fit? -> parts;  else say why and take the next
@@ -15,8 +16,8 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from dovetail.checkpoint.files import (
     remove_tree,
     write_file,
     writing_failed,
+    written_files,
 )
 from dovetail.checkpoint.manifest import (
     MANIFEST,
@@ -35,12 +37,14 @@ from dovetail.checkpoint.manifest import (
     check_contents,
     check_sizes,
     is_part_name,
+    is_written_name,
     read_manifest,
 )
 from dovetail.checkpoint.state import (
     FACTS_SUFFIX,
     TENSORS_SUFFIX,
     EncodedPart,
+    decode_facts,
     decode_part,
     encode_part,
 )
@@ -53,6 +57,8 @@ if TYPE_CHECKING:
 
 Part = tuple[Mapping[str, "torch.Tensor"], Mapping[str, Any]]
 """Tensors by name, and facts that JSON can hold."""
+WritingPart = Callable[[Path], Mapping[str, Any]]
+"""Writes files into an empty directory, and gives facts that JSON can hold."""
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +83,12 @@ class Checkpoint:
     path: Path
     skipped: list[str] = field(default_factory=list)
     """Why each newer checkpoint was passed over: `path: reason`."""
+    written: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Facts of the parts that wrote themselves; `directory` has their files."""
+
+    def directory(self, name: str) -> Path:
+        """Where the part `name` wrote itself."""
+        return self.path / name
 
     def part(self, name: str) -> Part:
         """Tensors and facts of one part.
@@ -84,9 +96,15 @@ class Checkpoint:
         Raises:
             CheckpointError: the checkpoint has no such part.
         """
-        if name not in self.parts:
+        if name in self.written:
             raise CheckpointError(
-                f"checkpoint {self.path} has no part '{name}', only {', '.join(self.parts)}; "
+                f"checkpoint {self.path} has part '{name}' as ranks of a trainer wrote it, in "
+                f"{self.directory(name)}: it has to be read from there"
+            )
+        if name not in self.parts:
+            has = ", ".join([*self.parts, *self.written])
+            raise CheckpointError(
+                f"checkpoint {self.path} has no part '{name}', only {has}; "
                 "it was saved by a run of another kind. Choose another: --load (TOML: "
                 "checkpoint.load)"
             )
@@ -108,7 +126,7 @@ class CheckpointManager:
         self.keep = keep
         self._verified: set[tuple[str, bytes]] = set()
 
-    def save(self, step: int, parts: Mapping[str, Part]) -> Path:
+    def save(self, step: int, parts: Mapping[str, Part | WritingPart]) -> Path:
         """Write the checkpoint after `step` steps and remove those that are too old.
 
         A checkpoint of the same step is replaced. Checkpoints of later steps belong to a future
@@ -121,7 +139,8 @@ class CheckpointManager:
         """
         if not parts or not all(is_part_name(name) for name in parts):
             raise ValueError(f"part names are letters, digits, _ and -, got {list(parts)}")
-        encoded = {name: encode_part(name, *part) for name, part in parts.items()}
+        encoded = {n: encode_part(n, *part) for n, part in parts.items() if not callable(part)}
+        writing = {name: part for name, part in parts.items() if callable(part)}
         needed = sum(part.size_bytes for part in encoded.values()) + _MARGIN_BYTES
         final = self.directory / checkpoint_name(step)
         aside = self.directory / f"{_UNFINISHED}{final.name}"
@@ -130,7 +149,7 @@ class CheckpointManager:
             self.clean()
             if free_bytes(self.directory) < needed:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            manifest = _write_aside(aside, step, encoded)
+            manifest = _write_aside(aside, step, encoded, writing)
             put_in_place(aside, final, final.with_name(f"{_REPLACED}{final.name}"))
         except OSError as error:
             remove_tree(aside)
@@ -217,11 +236,11 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     skipped: list[str] = []
     for candidate in _candidates(path):
         try:
-            manifest, parts = _read(candidate)
+            found = _read(candidate)
         except (Damaged, ValueError, OSError) as error:
             skipped.append(f"{candidate}: {error}")
             continue
-        return Checkpoint(manifest.step, parts, candidate, skipped)
+        return replace(found, skipped=skipped)
     if not skipped:
         raise CheckpointError(
             f"no checkpoint in {path}: expected directories like {checkpoint_name(1)}, each with "
@@ -252,13 +271,19 @@ def _candidates(path: Path) -> list[Path]:
     return [p for _, p in sorted(found, reverse=True)]
 
 
-def _read(path: Path) -> tuple[Manifest, dict[str, Part]]:
+def _read(path: Path) -> Checkpoint:
     manifest = read_manifest(path)
     named = _STEP_NAME.fullmatch(path.name.removeprefix(_REPLACED))
     if named and int(named[1]) != manifest.step:
         raise Damaged(f"its manifest is that of step {manifest.step}")
     check_contents(path, manifest)
-    return manifest, {name: decode_part(path, name) for name in manifest.parts}
+    written = manifest.written_parts
+    return Checkpoint(
+        manifest.step,
+        {name: decode_part(path, name) for name in manifest.parts if name not in written},
+        path,
+        written={name: decode_facts(path, name) for name in written},
+    )
 
 
 def _checkpoints(directory: Path) -> list[tuple[int, Path]]:
@@ -271,17 +296,36 @@ def _checkpoints(directory: Path) -> list[tuple[int, Path]]:
     return sorted(found, reverse=True)
 
 
-def _write_aside(aside: Path, step: int, parts: Mapping[str, EncodedPart]) -> Manifest:
+def _write_aside(
+    aside: Path,
+    step: int,
+    parts: Mapping[str, EncodedPart],
+    writing: Mapping[str, WritingPart],
+) -> Manifest:
     files: dict[str, FileFacts] = {}
     aside.mkdir()
     for name, part in parts.items():
         tensors, facts = f"{name}{TENSORS_SUFFIX}", f"{name}{FACTS_SUFFIX}"
         files[tensors] = write_file(aside / tensors, part.tensor_chunks())
         files[facts] = write_file(aside / facts, [part.facts])
+    for name, write in writing.items():
+        files |= _written_aside(aside, name, write)
     manifest = Manifest(step, files)
     write_file(aside / MANIFEST, [manifest.encode()])
     fsync_directory(aside)
     return manifest
+
+
+def _written_aside(aside: Path, name: str, write: WritingPart) -> dict[str, FileFacts]:
+    own = aside / name
+    own.mkdir()
+    facts = encode_part(name, {}, write(own)).facts
+    found = {f"{name}/{inner}": about for inner, about in written_files(own).items()}
+    wrong = [path for path in found if not is_written_name(path)]
+    if wrong or not found:
+        raise CheckpointError(f"part '{name}' wrote {wrong or 'nothing'}, which no manifest holds")
+    file = f"{name}{FACTS_SUFFIX}"
+    return {**found, file: write_file(aside / file, [facts])}
 
 
 def _set_aside(path: Path) -> None:

@@ -22,7 +22,11 @@ MANIFEST = "manifest.json"
 FORMAT = "dovetail-checkpoint"
 FORMAT_VERSION = 1
 _MOST_BYTES = 16 << 20
+FORMAT_VERSION_OF_WRITTEN = 2
+"""Of checkpoints with a part that wrote itself."""
 _PART_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]{0,63}")
+_INNER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
+_MOST_DEPTH = 8
 _HEX = re.compile(r"[0-9a-f]{64}")
 
 
@@ -40,13 +44,19 @@ class Manifest:
     @property
     def parts(self) -> list[str]:
         """Names of the parts, sorted."""
-        return sorted(n.removesuffix(FACTS_SUFFIX) for n in self.files if n.endswith(FACTS_SUFFIX))
+        names = (name for name in self.files if "/" not in name)
+        return sorted(n.removesuffix(FACTS_SUFFIX) for n in names if n.endswith(FACTS_SUFFIX))
+
+    @property
+    def written_parts(self) -> list[str]:
+        """Names of the parts that wrote themselves, each into a directory of its name, sorted."""
+        return sorted({name.partition("/")[0] for name in self.files if "/" in name})
 
     def encode(self) -> bytes:
         """The bytes of the manifest file."""
         body = {
             "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSION_OF_WRITTEN if self.written_parts else FORMAT_VERSION,
             "step": self.step,
             "hash": HASH,
             "files": {n: [f.size_bytes, f.digest] for n, f in sorted(self.files.items())},
@@ -58,6 +68,16 @@ class Manifest:
 def is_part_name(name: str) -> bool:
     """Whether `name` can name a part: letters, digits, `_` and `-`, but not `manifest`."""
     return bool(_PART_NAME.fullmatch(name)) and name + FACTS_SUFFIX != MANIFEST
+
+
+def is_written_name(name: str) -> bool:
+    """Whether `part/...` can name a file of a part that wrote itself: plain names, no way out."""
+    part, *inner = name.split("/")
+    return (
+        is_part_name(part)
+        and 0 < len(inner) <= _MOST_DEPTH
+        and all(_INNER.fullmatch(one) for one in inner)
+    )
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -73,10 +93,10 @@ def read_manifest(directory: Path) -> Manifest:
         raise Damaged(f"{MANIFEST} is not readable JSON ({_short(error)})") from error
     if not (isinstance(body, dict) and body.get("format") == FORMAT):
         raise Damaged(f"{MANIFEST} is not the manifest of a checkpoint of ours")
-    if body.get("format_version") != FORMAT_VERSION:
+    if body.get("format_version") not in (FORMAT_VERSION, FORMAT_VERSION_OF_WRITTEN):
         raise Damaged(
             f"{MANIFEST} has format version {body.get('format_version')!r}, "
-            f"this version of dovetail reads {FORMAT_VERSION}"
+            f"this version of dovetail reads {FORMAT_VERSION} and {FORMAT_VERSION_OF_WRITTEN}"
         )
     step, files = body.get("step"), body.get("files")
     if type(step) is not int or step < 0 or not isinstance(files, dict):
@@ -140,7 +160,7 @@ def _read_raw(path: Path) -> bytes:
 
 def _file_facts(name: str, entry: Any) -> FileFacts:
     stem = name.removesuffix(TENSORS_SUFFIX).removesuffix(FACTS_SUFFIX)
-    if name == stem or not is_part_name(stem):
+    if not is_written_name(name) and (name == stem or not is_part_name(stem)):
         raise Damaged(f"{MANIFEST} names the file {name[:80]!r}, which no checkpoint contains")
     match entry:
         case [int() as size_bytes, str() as digest] if size_bytes >= 0 and _HEX.fullmatch(digest):
@@ -149,8 +169,10 @@ def _file_facts(name: str, entry: Any) -> FileFacts:
 
 
 def _check_pairs(manifest: Manifest) -> None:
-    expected = {p + suffix for p in manifest.parts for suffix in (TENSORS_SUFFIX, FACTS_SUFFIX)}
-    if not expected or set(manifest.files) != expected:
+    written = set(manifest.written_parts)
+    expected = {p + FACTS_SUFFIX for p in {*manifest.parts, *written}}
+    expected |= {p + TENSORS_SUFFIX for p in manifest.parts if p not in written}
+    if not expected or {name for name in manifest.files if "/" not in name} != expected:
         raise Damaged(f"{MANIFEST} does not list a tensor file and a fact file for each part")
 
 

@@ -104,12 +104,7 @@ def decode_part(directory: Path, name: str) -> tuple[dict[str, torch.Tensor], di
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
-        body = json.loads((directory / f"{name}{FACTS_SUFFIX}").read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name}{FACTS_SUFFIX} is not readable JSON: {error}") from error
-    if not (isinstance(body, dict) and isinstance(body.get(_FACTS), dict)):
-        raise ValueError(f"{name}{FACTS_SUFFIX} has no object '{_FACTS}'")
+    body = _body(directory, name)
     aliases = body.get(_ALIASES)
     if not isinstance(aliases, dict):
         raise ValueError(f"{name}{FACTS_SUFFIX} has no object '{_ALIASES}'")
@@ -122,6 +117,26 @@ def decode_part(directory: Path, name: str) -> tuple[dict[str, torch.Tensor], di
             raise ValueError(f"{name}{FACTS_SUFFIX}: '{alias}' has no tensor to share")
         tensors[alias] = tensors[original]
     return tensors, body[_FACTS]
+
+
+def decode_facts(directory: Path, name: str) -> dict[str, Any]:
+    """The facts of the part `name`, which wrote its tensors itself.
+
+    Raises:
+        ValueError: the file is not what was written.
+        OSError: it can't be read.
+    """
+    return _body(directory, name)[_FACTS]
+
+
+def _body(directory: Path, name: str) -> dict[str, Any]:
+    try:
+        body = json.loads((directory / f"{name}{FACTS_SUFFIX}").read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name}{FACTS_SUFFIX} is not readable JSON: {error}") from error
+    if not (isinstance(body, dict) and isinstance(body.get(_FACTS), dict)):
+        raise ValueError(f"{name}{FACTS_SUFFIX} has no object '{_FACTS}'")
+    return body
 
 
 def _split_aliases(

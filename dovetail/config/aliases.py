@@ -55,6 +55,7 @@ ALIASES: dict[str, Alias] = {
     "miles_router_health_check_failure_threshold": Alias(
         "router_health_check_failure_threshold", takes_value=True
     ),
+    "max_weight_staleness": Alias("max_lag", takes_value=True),
     "max_seq_len": Alias("rollout_max_context_len", takes_value=True),
     "recompute_granularity": Alias("gradient_checkpointing", constant=True, takes_value=True),
 }
@@ -139,12 +140,10 @@ WITHOUT_EFFECT: dict[str, str] = _table(
 UNSUPPORTED: dict[str, str] = _table(
     {
         "off-policy corrections and asynchronous rollouts": """
-            keep-old-actor update-weights-interval fully-async
-            max-weight-staleness
+            keep-old-actor fully-async
             use-rollout-entropy true-on-policy-mode use-indexer-replay
             use-rollout-indexer-replay recompute-logprobs-via-prefill pause-generation-mode
-            async-max-concurrent-samples async-data-buffer-capacity-factor
-            async-unused-samples-handler rollout-submission-granularity""",
+            rollout-submission-granularity""",
         "reference updates and other optimizers": """
             ref-update-interval ref-ckpt-step reset-optimizer-states
             use-stateless-adam lr-warmup-fraction lr-wsd-decay-style skip-actor-forward-only""",
@@ -234,20 +233,8 @@ MEANT: dict[str, str] = {
 """What those mean who type flags of vLLM's and SGLang's servers; elsewhere they may mean something
 else, so it is a guess for the message, no alias."""
 
-_IN_CUSTOM_CONFIG = "put {} into the file of --custom-config-path, for functions that read it"
 HOW: dict[str, str] = {
-    "fully_async": (
-        "use --rollout-function-path miles.rollout.fully_async_rollout.FullyAsyncRolloutFn instead"
-    ),
-    **{
-        name: _IN_CUSTOM_CONFIG.format(name)
-        for name in (
-            "max_weight_staleness",
-            "async_max_concurrent_samples",
-            "async_data_buffer_capacity_factor",
-            "async_unused_samples_handler",
-        )
-    },
+    "fully_async": "use --max-lag N instead: generation goes on during training",
 }
 """How to have what an unsupported setting is for, when no one setting of ours does it."""
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from dovetail.config.agent_rules import agent_rules
+from dovetail.config.async_rules import async_rules
 from dovetail.config.engine_rules import engine_rules
 from dovetail.config.eval_rules import evaluation, missing_data
 from dovetail.config.eval_sets import eval_sets
@@ -245,5 +246,6 @@ _RULES: tuple[Rule, ...] = (
     engine_rules,
     router_rules,
     agent_rules,
+    async_rules,
 )
 _SERVED: tuple[Rule, ...] = (placement_rules, _model, _checkpoint, engine_rules, router_rules)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dovetail.config.agent_rules import agent_notes
+from dovetail.config.async_rules import async_notes
 from dovetail.config.engine_rules import engine_notes
 from dovetail.config.eval_sets import eval_sets
 from dovetail.config.leaves import cure
@@ -27,6 +28,7 @@ def notes(config: RunConfig) -> list[str]:
         engine_notes,
         agent_notes,
         placement_notes,
+        async_notes,
     )
     return [note for part in parts for note in part(config)]
 

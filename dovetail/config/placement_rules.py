@@ -42,15 +42,9 @@ _OF_CLUSTERS = {
 
 def placement_rules(config: RunConfig) -> Iterator[str]:
     """Ways of living together that can't be."""
-    if config.runtime.mode != "local":
-        yield (
-            f"mode '{config.runtime.mode}' needs a cluster runtime, which this version does not "
-            f"have; use {cure('mode', 'local')}, and leave --colocate out"
-        )
     asked = {
         "train_backend": config.trainer.train_backend != "torch",
         "lora_rank": config.trainer.lora_rank > 0,
-        "max_lag": config.rollout.max_lag > 0,
         "check_weight_update_equal": config.engine.check_weight_update_equal,
         "update_weight_mode": config.engine.update_weight_mode != "full",
         "weight_transport": config.engine.weight_transport in ("cuda_ipc", "broadcast"),

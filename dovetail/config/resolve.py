@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from dovetail.config.async_rules import implied_correction
 from dovetail.config.engine_rules import engine_owner
 from dovetail.config.flags import OwnFlags, read_flags
 from dovetail.config.incoming import Incoming
@@ -55,6 +56,11 @@ def resolve(
     read_flags(flags, incoming, own_flags)
     config = _validate(incoming)
     notes = list(dict.fromkeys(incoming.notes))
+    correction = implied_correction(config, incoming.values)
+    if correction is not None:
+        incoming.values["use_tis"], incoming.origins["use_tis"] = True, "implied by max_lag"
+        notes.append(correction)
+        config = _validate(incoming)
     notes += without_effect_notes(incoming.passthrough, engine_owner(config))
     return Resolved(
         config=config,

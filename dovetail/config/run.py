@@ -79,6 +79,12 @@ class RunConfig(Section):
         return own.loss_type == "distillation_loss" or (penalty and own.estimates)
 
     @property
+    def collects_ahead(self) -> bool:
+        """Whether samples are made while the trainer trains."""
+        makes = not (self.is_sft or self.train_only or self.debug.debug_rollout_only)
+        return self.rollout.max_lag > 0 and makes
+
+    @property
     def train_only(self) -> bool:
         """Whether saved samples are trained on and nothing is generated."""
         return self.debug.debug_train_only or self.debug.load_debug_rollout_data is not None

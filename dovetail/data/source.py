@@ -173,7 +173,7 @@ class PromptDataSource:
             self._position = 0
             self._order = self._order_of(self.epoch)
         prototype = self._prototypes[self._order[self._position]]
-        group = [_fresh_copy(prototype) for _ in range(self._group_size)]
+        group = [fresh_copy(prototype) for _ in range(self._group_size)]
         for offset, sample in enumerate(group):
             sample.group_index = self._next_group_index
             sample.index = self._next_index + offset
@@ -232,7 +232,8 @@ class PromptDataSource:
             )
 
 
-def _fresh_copy(prototype: Sample) -> Sample:
+def fresh_copy(prototype: Sample) -> Sample:
+    """A sample of its own: nothing that may be written to is shared."""
     twin = copy(prototype)
     for name, value in vars(twin).items():
         if isinstance(value, _SHARED_TYPES):

@@ -18,6 +18,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Protocol
 
 from dovetail.transport import keeper
 from dovetail.types.errors import EngineError
@@ -39,16 +40,17 @@ class HeldPort:
     any port, while a server that reuses addresses, as all do, may bind it beside us.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = HOST, number: int = 0) -> None:
+        self._host = host
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._socket.bind((HOST, 0))
+        self._socket.bind((host, number))
         self.number: int = self._socket.getsockname()[1]
 
     @property
     def url(self) -> str:
         """`http://host:port`."""
-        return f"http://{HOST}:{self.number}"
+        return f"http://{self._host}:{self.number}"
 
     def close(self) -> None:
         """Give the port back."""
@@ -170,19 +172,7 @@ class ServerProcess:
             EngineError: the process ended first, or the time is over; nothing of it is left. The
                 message has the end of its log.
         """
-        deadline = time.monotonic() + timeout_s
-        while self.alive:
-            if await probe():
-                return
-            if time.monotonic() > deadline:
-                await self.terminate()
-                raise EngineError(
-                    f"{self.name} did not answer within {timeout_s:.0f} s of its start "
-                    "(--engine-start-timeout-s, TOML: engine.engine_start_timeout_s); "
-                    + self.end_of_log
-                )
-            await asyncio.sleep(_LOOK_SELDOM_S)
-        raise EngineError(f"{self.name} did not start: {self.ending}; {self.end_of_log}")
+        await wait_until_ready(self, probe, timeout_s)
 
     async def terminate(self, grace_s: float = 0.0) -> None:
         """Ask it to end, and kill what is left of it after `grace_s` seconds."""
@@ -228,6 +218,42 @@ class ServerProcess:
         # Nobody is left of it, or what is left belongs to another user.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._keeper.pid, signal.SIGKILL)
+
+
+class Started(Protocol):
+    """A process of a server, here or elsewhere."""
+
+    name: str
+
+    @property
+    def alive(self) -> bool: ...
+
+    @property
+    def ending(self) -> str: ...
+
+    @property
+    def end_of_log(self) -> str: ...
+
+    async def terminate(self, grace_s: float = ...) -> None: ...
+
+
+async def wait_until_ready(
+    process: Started, probe: Callable[[], Awaitable[bool]], timeout_s: float
+) -> None:
+    """As `ServerProcess.wait_ready`, of any process."""
+    deadline = time.monotonic() + timeout_s
+    while process.alive:
+        if await probe():
+            return
+        if time.monotonic() > deadline:
+            await process.terminate()
+            raise EngineError(
+                f"{process.name} did not answer within {timeout_s:.0f} s of its start "
+                "(--engine-start-timeout-s, TOML: engine.engine_start_timeout_s); "
+                + process.end_of_log
+            )
+        await asyncio.sleep(_LOOK_SELDOM_S)
+    raise EngineError(f"{process.name} did not start: {process.ending}; {process.end_of_log}")
 
 
 def _meant(error: str, usage: str) -> str:

@@ -100,6 +100,8 @@ def _flat(config: RunConfig) -> dict[str, Any]:
             values[foreign] = not value
         else:
             values[foreign] = value if alias.constant is None else value == alias.constant
+    # Theirs bounds what a function of theirs has made ahead; it is unbounded unless asked for.
+    values["max_weight_staleness"] = config.rollout.max_lag or None
     return values
 
 

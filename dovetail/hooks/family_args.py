@@ -67,7 +67,6 @@ FAMILY_ARGS: dict[str, Any] = {
     # rollout
     "model_name": None,
     "update_weight_buffer_size": 536870912,
-    "update_weights_interval": 1,
     "keep_old_actor": False,
     "rollout_data_transport": "object-store",
     # fault tolerance
@@ -176,11 +175,7 @@ FAMILY_ARGS: dict[str, Any] = {
     # only in miles
     "use_session_server": None,
     "fully_async": False,
-    "max_weight_staleness": None,
     "rollout_submission_granularity": None,
-    "async_max_concurrent_samples": None,
-    "async_data_buffer_capacity_factor": 2.0,
-    "async_unused_samples_handler": None,
     "pause_generation_mode": "retract",
     "rollout_external": False,
     "disable_rollout_trim_samples": False,

@@ -13,6 +13,7 @@
                                 ui.perfetto.dev (--trace)
           checkpoints/          step_000001/
           engines/              engine_0.log: what an engine printed that the run started
+          logs/                 trainer_rank_0.log: what a process of the cluster printed
           tensorboard/, wandb/  what those trackers write
           reward.png            the reward curve
           result.json           how the run ended
@@ -39,7 +40,7 @@ _EVALUATION = "evaluation.json"
 _METRICS, _LOG, _REWARD_PNG = "metrics.jsonl", "log.txt", "reward.png"
 _SAMPLES, _EVAL, _CHECKPOINTS = "samples", "eval", "checkpoints"
 _TENSORBOARD, _WANDB, _TRACE, _MISMATCH = "tensorboard", "wandb", "trace", "mismatch"
-_ENGINES = "engines"
+_ENGINES, _LOGS = "engines", "logs"
 _SUPERSEDED = "superseded"
 _STEP_FILE = re.compile(r".+_(\d+)\.jsonl?")
 _UNSAFE = re.compile(r"[^\w.\-]")
@@ -154,6 +155,11 @@ class RunDir:
         return self.path / _ENGINES
 
     @property
+    def logs(self) -> Path:
+        """What processes on a cluster printed."""
+        return self.path / _LOGS
+
+    @property
     def tensorboard(self) -> Path:
         """TensorBoard event files."""
         return self.path / _TENSORBOARD
@@ -223,7 +229,7 @@ class RunDir:
 
     def _declared(self) -> Iterator[Path]:
         names = (_CONFIG, _ORIGINS, _METRICS, _LOG, _REWARD_PNG, _RESULT, _EVALUATION)
-        kept = (_SAMPLES, _EVAL, _CHECKPOINTS, _TRACE, _MISMATCH, _ENGINES)
+        kept = (_SAMPLES, _EVAL, _CHECKPOINTS, _TRACE, _MISMATCH, _ENGINES, _LOGS)
         folders = (*kept, _TENSORBOARD, _WANDB)
         yield from (path for name in (*names, *folders) if (path := self.path / name).exists())
         yield from self.path.glob(f"*.{_SUPERSEDED}-*")

@@ -26,6 +26,8 @@ class Landed:
     """Its judges or tools were cancelled."""
     tokens_before: int = 0
     """Response tokens that the source gave with it (partial rollout)."""
+    number: int = -1
+    """Of the group, as `Flight.launch` gave it."""
 
     @property
     def new_tokens(self) -> int:
@@ -52,17 +54,32 @@ class Flight:
         """Groups not taken yet."""
         return len(self._in_air)
 
-    def launch(self, groups: list[Group]) -> None:
-        """Start these groups, in order."""
-        for group in groups:
-            number, self._launched = self._launched, self._launched + 1
-            self._in_air[number] = (group, asyncio.create_task(self._fly(number, group)))
+    def launch(self, groups: list[Group]) -> list[int]:
+        """Start these groups, in order; the number of each."""
+        numbers = list(range(self._launched, self._launched + len(groups)))
+        self._launched += len(groups)
+        for number, group in zip(numbers, groups, strict=True):
+            self.again(number, group)
+        return numbers
+
+    def again(self, number: int, group: Group) -> None:
+        """Start a group that was taken before, under the number that it had."""
+        self._in_air[number] = (group, asyncio.create_task(self._fly(number, group)))
 
     async def next(self) -> Landed:
         """Wait for the next group to finish."""
-        number, landed = await self._landed.get()
-        del self._in_air[number]
-        return landed
+        while True:
+            number, landed = await self._landed.get()
+            if self._in_air.pop(number, None) is not None:
+                return landed
+
+    async def cut(self, numbers: list[int]) -> None:
+        """Cut these off, taken or not; nobody learns of their end any more."""
+        tasks = [self._in_air.pop(number)[1] for number in numbers if number in self._in_air]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_FAREWELL_S)
 
     async def land(self, grace_s: float) -> list[Landed]:
         """All others, in the order they were launched; after `grace_s` seconds they are cut off."""
@@ -93,10 +110,11 @@ class Flight:
     async def _fly(self, number: int, group: Group) -> None:
         before = count_tokens(group)
         try:
-            landed = Landed(group, made=await self._run_group(group), tokens_before=before)
+            made = await self._run_group(group)
+            landed = Landed(group, made=made, tokens_before=before, number=number)
         except asyncio.CancelledError:
-            landed = Landed(group, cut_off=True, tokens_before=before)
+            landed = Landed(group, cut_off=True, tokens_before=before, number=number)
         # A policy of the rollout: it counts a user's error, and lets ours travel.
         except Exception as error:
-            landed = Landed(group, error=error, tokens_before=before)
+            landed = Landed(group, error=error, tokens_before=before, number=number)
         self._landed.put_nowait((number, landed))

@@ -19,8 +19,55 @@ them. So nothing is lost to the bound but what over-sampling has made too much o
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+
+
+class _Ages:
+    """Groups with the oldest version of their tokens. A step of thousands asks after every one
+    that lands, so nothing here looks at all of them."""
+
+    def __init__(self) -> None:
+        self._of: dict[int, int] = {}
+        self.versions: Counter[int] = Counter()
+        """Version -> groups of which it is the oldest."""
+        self._by_age: list[tuple[int, int]] = []
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def __getitem__(self, group: int) -> int:
+        return self._of[group]
+
+    def put(self, group: int, oldest: int) -> None:
+        self._of[group] = oldest
+        self.versions[oldest] += 1
+        heapq.heappush(self._by_age, (oldest, group))
+
+    def take(self, group: int) -> int | None:
+        """Its version; None: it is not here."""
+        oldest = self._of.pop(group, None)
+        if oldest is not None:
+            self.versions[oldest] -= 1
+            if not self.versions[oldest]:
+                del self.versions[oldest]
+        return oldest
+
+    def first(self, is_stale: Callable[[int], bool]) -> tuple[int, int] | None:
+        """(version, group) that comes first of those that are not stale, which nothing that is
+        stale becomes again."""
+        heap = self._by_age
+        while heap and (self._of.get(heap[0][1]) != heap[0][0] or is_stale(heap[0][0])):
+            heapq.heappop(heap)
+        return heap[0] if heap else None
+
+    def where(self, is_stale: Callable[[int], bool]) -> list[int]:
+        """The stale ones, in the order in which they came."""
+        if not any(map(is_stale, self.versions)):
+            return []
+        return [group for group, oldest in self._of.items() if is_stale(oldest)]
 
 
 @dataclass
@@ -62,9 +109,9 @@ class LagWindow:
     dropped: Counter[str] = field(default_factory=Counter)
     put_back: int = 0
     issued: int = 0
-    _in_flight: dict[int, int] = field(default_factory=dict)
-    """Group -> oldest version that a token of it has or may get; in order of issue."""
-    _waiting: dict[int, int] = field(default_factory=dict)
+    _in_flight: _Ages = field(default_factory=_Ages)
+    """By the oldest version that a token of them has or may get; in order of issue."""
+    _waiting: _Ages = field(default_factory=_Ages)
     _kept: list[int] = field(default_factory=list)
     _gathered: dict[int, list[int]] = field(default_factory=dict)
     """Step -> its groups, until it is trained."""
@@ -129,17 +176,24 @@ class LagWindow:
         """
         assert self.version >= 0, "nothing is made before the first weights"
         self.issued += 1
-        self._in_flight[group] = self.version if oldest is None else min(oldest, self.version)
+        oldest = self.version if oldest is None else min(oldest, self.version)
+        self._in_flight.put(group, oldest)
 
     def finish(self, group: int, oldest: int | None = None) -> None:
         """A group was made; `oldest` is the oldest version of its tokens, None: not known."""
-        born = self._in_flight.pop(group)
-        self._waiting[group] = born if oldest is None else oldest
+        born = self._in_flight.take(group)
+        assert born is not None, "what finishes was in flight"
+        self._waiting.put(group, born if oldest is None else oldest)
 
     def again(self, group: int, oldest: int | None = None) -> None:
         """A group that came back unfinished, and is in flight once more with the tokens it has."""
-        born = self._in_flight.pop(group)
-        self._in_flight[group] = born if oldest is None else min(oldest, self.version)
+        born = self._in_flight.take(group)
+        assert born is not None, "what comes back was in flight"
+        self._in_flight.put(group, born if oldest is None else min(oldest, self.version))
+
+    def oldest(self, group: int) -> int:
+        """Of the tokens of a group that waits."""
+        return self._waiting[group]
 
     def lag(self, oldest: int) -> int:
         """Of a group in the step that is filled now."""
@@ -152,26 +206,26 @@ class LagWindow:
     def next(self) -> int | None:
         """The waiting group that the step shall look at next: `keep` it, or let it go. None: wait
         for another to finish. Those of `overdue` are passed over."""
-        young = [one for one in self._waiting if not self.is_stale(self._waiting[one])]
-        if self.full or not young:
+        first = None if self.full else self._waiting.first(self.is_stale)
+        if first is None:
             return None
-        group = min(young, key=lambda one: (self._waiting[one], one))
-        if self.keeps_stale or self._is_due(self._waiting[group]):
+        oldest, group = first
+        if self.keeps_stale or self._is_due(oldest):
             return group
-        room = self.target - len(self._kept) - sum(map(self._is_due, self._in_flight.values()))
-        return group if room > 0 else None
+        flying = self._in_flight.versions.items()
+        due = sum(count for version, count in flying if self._is_due(version))
+        return group if self.target - len(self._kept) - due > 0 else None
 
     def overdue(self) -> list[int]:
         """Groups, made or in flight, that no step can train any more: end them, and let each go
         with `take_back` or `drop`."""
-        everything = {**self._in_flight, **self._waiting}
-        return [group for group, oldest in everything.items() if self.is_stale(oldest)]
+        return [*self._in_flight.where(self.is_stale), *self._waiting.where(self.is_stale)]
 
     def keep(self, group: int) -> None:
         """The step trains this group."""
         assert not self.full, "the step is full"
         assert not self.is_stale(self._waiting[group]), "the bound is never exceeded"
-        del self._waiting[group]
+        self._waiting.take(group)
         self._kept.append(group)
 
     def drop(self, group: int, reason: str) -> None:
@@ -202,5 +256,6 @@ class LagWindow:
         return not self.keeps_stale and self.lag(oldest) >= self.max_lag
 
     def _let_go(self, group: int) -> None:
-        if self._in_flight.pop(group, None) is None:
-            del self._waiting[group]
+        if self._in_flight.take(group) is None:
+            gone = self._waiting.take(group)
+            assert gone is not None, "only what is issued is let go"

@@ -147,6 +147,19 @@ def rollout_metrics(
     return {f"rollout/{name}": value for name, value in metrics.items()}
 
 
+def lag_metrics(groups: Sequence[Group], step: int, max_lag: int) -> dict[str, float]:
+    """`rollout/lag...` of a step that trains weights of version `step`: how many publishes lie
+    between them and the oldest token of each sample, and how many samples have which lag.
+
+    Samples whose engine does not tell versions are left out.
+    """
+    oldest = [sample.oldest_weight_version for group in groups for sample in group]
+    lags = [max(0, step - version) for version in oldest if version is not None]
+    counts = {f"lag_{lag}_samples": float(lags.count(lag)) for lag in range(max_lag + 1)}
+    metrics = {"lag_mean": mean(lags), "lag_max": float(max(lags, default=0)), **counts}
+    return {f"rollout/{name}": value for name, value in metrics.items()}
+
+
 def _reward_metrics(groups: Sequence[Group], reward_key: str | None) -> dict[str, float]:
     rewards = [rollout_rewards(group, reward_key) for group in groups]
     known = [known_rewards(group, reward_key) for group in groups]

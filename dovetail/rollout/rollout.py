@@ -179,14 +179,11 @@ class Rollout:
         wanted = admission.wanted()
         groups = self.source.get_samples(wanted) if wanted else []
         for number, group in enumerate(groups, start=admission.issued):
-            _number(group, rollout_id * _MOST_GROUPS + number)
+            number_group(group, rollout_id, number)
         admission.issue(len(groups))
         flight.launch(groups)
         if not flight.in_air:
-            raise RolloutError(
-                f"the data source gave no prompts: {wanted} groups were asked for, the step has "
-                f"{admission.kept} of {admission.target} (--prompt-data, TOML: data.prompt_data)"
-            )
+            raise no_prompts(wanted, admission)
 
     async def _admit(self, landed: Landed, admission: Admission) -> bool:
         """Count a group that finished while the step still needs groups; True: it is kept."""
@@ -243,8 +240,17 @@ class Rollout:
             self.on_progress(admission.kept, admission.target, tokens)
 
 
-def _number(group: Group, number: int) -> None:
+def no_prompts(wanted: int, admission: Admission) -> RolloutError:
+    """What a step ends with that can't be filled."""
+    return RolloutError(
+        f"the data source gave no prompts: {wanted} groups were asked for, the step has "
+        f"{admission.kept} of {admission.target} (--prompt-data, TOML: data.prompt_data)"
+    )
+
+
+def number_group(group: Group, rollout_id: int, place: int) -> None:
     """Ids for samples of a user's source that have none: seeds and groups are known by them."""
+    number = rollout_id * _MOST_GROUPS + place
     for offset, sample in enumerate(group):
         if sample.group_index is None:
             sample.group_index = number

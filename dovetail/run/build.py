@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from dovetail.checkpoint import hf
 from dovetail.checkpoint.manager import CheckpointManager, directory_of_checkpoints
@@ -37,19 +36,26 @@ from dovetail.run.held_out import load_eval_sets
 from dovetail.run.interrupt import Interrupt
 from dovetail.run.models import Models
 from dovetail.run.parts import Run
+from dovetail.run.policy import LocalPolicy, Policy
 from dovetail.run.rehearse.plan import rehearse_hooks
 from dovetail.run.replay import Replay
 from dovetail.run.report import Reporter, tracker_names
-from dovetail.run.rollouts import make_collect, make_evaluator, make_source
-from dovetail.run.schedule import make_schedule, prompts_of
+from dovetail.run.rollouts import make_collecting, make_evaluator, make_source
+from dovetail.run.schedule import Schedule, make_schedule, prompts_of
 from dovetail.run.serving import hook_owners, make_router
-from dovetail.run.training import export_critic, make_to_rows, make_trainer
+from dovetail.run.training import make_to_rows, make_trainer
 from dovetail.run.validate import validate
-from dovetail.runtime.compute import compute_thread
-from dovetail.runtime.plan import Cluster, Plan, plan
+from dovetail.runtime.compute import compute_thread, decode_thread, shared_out
+from dovetail.runtime.machine import cluster_here
+from dovetail.runtime.plan import Plan, plan
+from dovetail.runtime.shape import shape_of
+from dovetail.trainers.data_parallel import ALONE, DataParallel
 from dovetail.trainers.torch.routing import make_replay
 from dovetail.types import ConfigError
 from dovetail.types.ports import DataSource
+
+if TYPE_CHECKING:
+    from dovetail.run.on_ray import OnRay
 
 
 def build(resolved: Resolved) -> Run:
@@ -81,7 +87,7 @@ def build(resolved: Resolved) -> Run:
         Path(config.checkpoint.save or run_dir.checkpoints), config.checkpoint.save_keep
     )
     _learn_places(parts, checkpoints.directory)
-    trainer = make_trainer(parts, schedule, reporter)
+    policy = _policy(parts, schedule, reporter)
     fleet = parts.fleet
     return Run(
         config=config,
@@ -90,9 +96,9 @@ def build(resolved: Resolved) -> Run:
         reporter=reporter,
         checkpoints=checkpoints,
         interrupt=Interrupt(),
-        collect=make_collect(parts, reporter),
+        collecting=make_collecting(parts, reporter, schedule.num_steps),
         evaluator=make_evaluator(parts, reporter),
-        trainer=trainer,
+        policy=policy,
         to_rows=make_to_rows(parts),
         compute=parts.compute,
         source=parts.source,
@@ -100,15 +106,31 @@ def build(resolved: Resolved) -> Run:
         teacher=parts.teacher,
         engines=[parts.engine] if parts.samples else [],
         fleet=fleet,
-        named_tensors=None if fleet is None else weights_of(parts.models),
+        named_tensors=_weights(parts),
         log_rollout=parts.hooks.get("custom_rollout_log_function"),
         log_eval=parts.hooks.get("custom_eval_rollout_log_function"),
         learn=parts.args.learn,
         router=parts.router,
         check_hooks=raise_if_overdue,
-        export=functools.partial(hf.save_hf, parts.models.model, parts.models.tokenizer),
-        export_critic=functools.partial(export_critic, parts, trainer),
+        close_cluster=lambda: None if parts.on_ray is None else parts.on_ray.close(),
     )
+
+
+def _policy(parts: Parts, schedule: Schedule, reporter: Reporter) -> Policy | None:
+    """What is trained; its processes, where it has any, are not started."""
+    if parts.on_ray is not None:
+        parts.on_ray.logs_in(reporter.run_dir)
+        return parts.on_ray.policy(parts, schedule, raise_if_overdue)
+    trainer = make_trainer(parts, schedule, reporter.train_progress)
+    return None if trainer is None else LocalPolicy(trainer, parts)
+
+
+def _weights(parts: Parts) -> Callable[[], Iterable[Any]] | None:
+    """What engines in other processes are given; on a cluster the ranks have it."""
+    if parts.fleet is None:
+        ahead = parts.config.collects_ahead
+        return parts.models.model.named_parameters if ahead else None
+    return weights_of(parts.models) if parts.on_ray is None else lambda: iter(())
 
 
 def _learn_places(parts: Parts, directory: Path) -> None:
@@ -136,16 +158,44 @@ class Parts:
         self.hooks: dict[str, BoundHook] = bind_hooks(config.hooks, self.args, hook_owners(config))
         self._bound: dict[tuple[str, str], BoundHook] = {}
         self._bind_those_of_eval_sets()
-        self.plan: Plan = plan(config, Cluster(has_cuda=torch.cuda.is_available()))
-        self.models = Models(config, self.plan)
-        has_fleet = self.samples and config.engine.in_processes
-        self.fleet = make_fleet(config, self.models, resolved.passthrough) if has_fleet else None
+        self.plan: Plan = plan(config, cluster_here(config), shape_of(config))
+        self.passthrough = resolved.passthrough
+        self.on_ray = self._on_ray()
+        self.models = self._models()
+        has_fleet = self.samples and not self.plan.shares_tensors
+        self.fleet = (
+            make_fleet(config, self.models, resolved.passthrough, self.on_ray)
+            if has_fleet
+            else None
+        )
         """The engines that have processes of their own."""
-        self.compute = compute_thread(self.plan.num_threads)
+        beside = config.collects_ahead and self.plan.shares_tensors
+        training, self._decoding = shared_out(self.plan.num_threads)
+        self.compute = compute_thread(training if beside else self.plan.num_threads)
         seed_all(config.model.seed)
         template = config.debug.load_debug_rollout_data
         self.replay = Replay(template) if template is not None else None
         self.router = make_router(self, list(self._bound.values()))
+
+    def _on_ray(self) -> OnRay | None:
+        """The cluster, in the modes that have one; nothing of it is started."""
+        if self.plan.mode == "local":
+            return None
+        from dovetail.run.on_ray import OnRay
+
+        return OnRay(self.config, self.plan)
+
+    def _models(self) -> Models:
+        if self.on_ray is None or not self.plan.trainer_ranks:
+            return Models(self.config, self.plan)
+        from dovetail.run.on_ray import SkeletonModels
+
+        return SkeletonModels(self.config, self.plan)
+
+    @property
+    def parallel(self) -> DataParallel:
+        """The trainer of this process is alone."""
+        return ALONE
 
     def bound(self, slot: str, path: str) -> BoundHook:
         """The function at `path` for `slot`, bound once: samples and sets may name their own."""
@@ -167,7 +217,7 @@ class Parts:
             _ = self.eval_sets, self.scorer
         _ = self.models.model
         self._learn_routing()
-        if not self.config.debug.debug_rollout_only:
+        if not self.config.debug.debug_rollout_only and self.on_ray is None:
             _ = self.models.reference, self.models.critic, self.models.teacher
         if self.samples:
             _ = self.engine
@@ -249,7 +299,7 @@ class Parts:
         max_running = settings.engine_max_running or min(num_wanted, MAX_RUNNING)
         return make_embedded(
             self.models,
-            self.compute,
+            decode_thread(self._decoding) if self.config.collects_ahead else self.compute,
             max_running=max_running,
             kv_tokens=settings.engine_kv_tokens or self._kv_tokens(max_running),
         )

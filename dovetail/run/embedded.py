@@ -20,10 +20,10 @@ first."""
 def make_embedded(
     models: Models, compute: ThreadPoolExecutor, *, max_running: int, kv_tokens: int
 ) -> EmbeddedEngine:
-    """An engine on the policy's tensors, which decodes on the thread `compute`."""
+    """An engine in this process (see `Models.sampled`), which decodes on the thread `compute`."""
     settings = models.config.engine
     made: EmbeddedEngine = load(engine_row(settings.rollout_engine).path)(
-        models.model,
+        models.sampled,
         models.tokenizer,
         max_running=max_running,
         kv_tokens=kv_tokens,

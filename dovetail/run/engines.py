@@ -12,22 +12,26 @@ from dovetail.checkpoint import hf
 from dovetail.checkpoint.hf_names import named_tensors, num_bytes
 from dovetail.config.passthrough import handed
 from dovetail.config.run import RunConfig
-from dovetail.config.sections import EngineConfig
 from dovetail.engines.interpreter import interpreter
 from dovetail.engines.launch import ClientSettings, LaunchSettings
+from dovetail.engines.process import HOST
 from dovetail.engines.table import EngineRow, engine_row, load
 from dovetail.runtime.fleet import EngineSpec, Fleet, PoolSettings
 from dovetail.runtime.health import HealthSettings
-from dovetail.transport.snapshot import SnapshotStore, Wanted
+from dovetail.transport.place import LOOPBACK, Wanted
+from dovetail.transport.sender import Sender, make_sender
 
 if TYPE_CHECKING:
     import torch
 
     from dovetail.run.models import Models
+    from dovetail.run.on_ray import OnRay
 
 
-def make_fleet(config: RunConfig, models: Models, passthrough: dict[str, Any]) -> Fleet:
-    """The engines of a run, none of them started.
+def make_fleet(
+    config: RunConfig, models: Models, passthrough: dict[str, Any], on_ray: OnRay | None = None
+) -> Fleet:
+    """The engines of a run, none of them started; `on_ray`: their processes live there.
 
     Raises:
         DovetailError: an engine's own settings are wrong, or it is not installed.
@@ -35,7 +39,7 @@ def make_fleet(config: RunConfig, models: Models, passthrough: dict[str, Any]) -
     settings = config.engine
     row = engine_row(settings.rollout_engine)
     return Fleet(
-        _specs(row, config, models, passthrough),
+        _specs(row, config, models, passthrough, on_ray),
         pool=PoolSettings(
             policy=config.router.router_policy,
             per_worker=settings.server_concurrency,
@@ -52,7 +56,7 @@ def make_fleet(config: RunConfig, models: Models, passthrough: dict[str, Any]) -
             waits_for_attached="engine_start_timeout_s" in settings.model_fields_set,
             repairs=settings.use_fault_tolerance,
         ),
-        store=lambda: _store(settings, models),
+        store=(lambda: weights_store(models)) if on_ray is None else on_ray.weights,
         connect=functools.partial(_connect, row, models),
     )
 
@@ -63,7 +67,11 @@ def weights_of(models: Models) -> Callable[[], Iterable[tuple[str, torch.Tensor]
 
 
 def _specs(
-    row: EngineRow, config: RunConfig, models: Models, passthrough: dict[str, Any]
+    row: EngineRow,
+    config: RunConfig,
+    models: Models,
+    passthrough: dict[str, Any],
+    on_ray: OnRay | None,
 ) -> list[EngineSpec]:
     client = functools.partial(_client, load(row.client), models)
     urls = config.engine.external_urls
@@ -75,10 +83,20 @@ def _specs(
     launch = functools.partial(_launch, row, config, models, passthrough)
     # What is wrong with the settings of the engine's own is told before anything takes long.
     launch(0)
-    return [
-        EngineSpec(f"engine {number} ({row.name})", client, launch=launch)
-        for number in range(config.engine.rollout_num_engines)
-    ]
+    names = [f"engine {number} ({row.name})" for number in range(len(models.plan.engines))]
+    if on_ray is None:
+        return [EngineSpec(name, client, launch=launch) for name in names]
+
+    def there(number: int, name: str) -> EngineSpec:
+        assert on_ray is not None
+        return EngineSpec(
+            name,
+            client,
+            launch=lambda port: launch(port, on_ray.host(number)),
+            home=lambda: on_ray.seat(number),
+        )
+
+    return [there(number, name) for number, name in enumerate(names)]
 
 
 def _connect(row: EngineRow, models: Models, url: str, dialect: str | None) -> Any:
@@ -106,7 +124,12 @@ def _client(make: Callable[..., Any], models: Models, url: str) -> Any:
 
 
 def _launch(
-    row: EngineRow, config: RunConfig, models: Models, passthrough: dict[str, Any], port: int
+    row: EngineRow,
+    config: RunConfig,
+    models: Models,
+    passthrough: dict[str, Any],
+    port: int,
+    host: str = HOST,
 ) -> Any:
     settings = config.engine
     own = {leaf: getattr(settings, leaf) for leaf in row.leaves}
@@ -114,6 +137,7 @@ def _launch(
         LaunchSettings(
             model_dir=Path(str(config.model.hf_checkpoint)).resolve(),
             port=port,
+            host=host,
             max_context_len=models.context_len,
             python=interpreter(row.name, settings.engine_python),
             device=models.plan.device.partition(":")[0],
@@ -131,14 +155,33 @@ def _launch(
     )
 
 
-def _store(settings: EngineConfig, models: Models) -> SnapshotStore:
+def weights_store(
+    models: Models,
+    address: str | None = None,
+    written: Callable[[Path], None] | None = None,
+) -> Sender:
+    """What carries the weights of `models` to the engines.
+
+    Args:
+        address: of this machine, where some engines are on others; None: all are here.
+        written: called with the directory of each version.
+
+    Raises:
+        ConfigError: they have no place.
+    """
+    settings = models.config.engine
     disk = settings.update_weight_disk_dir
-    return SnapshotStore(
-        Wanted(
-            transport=settings.weight_transport,
-            disk_dir=None if disk is None else Path(disk),
-            num_bytes=num_bytes(models.model),
-            local=settings.all_local,
-        ),
-        Path(str(models.config.model.hf_checkpoint)),
+    wanted = Wanted(
+        transport=settings.weight_transport,
+        disk_dir=None if disk is None else Path(disk),
+        num_bytes=num_bytes(models.model),
+        bucket_bytes=settings.update_weight_buffer_size,
+        local=settings.all_local and address is None,
+        # SGLang's own readers lock nothing.
+        locks=settings.rollout_engine != "sglang",
+        delta=settings.update_weight_mode == "delta",
+        digests=settings.check_weight_update_equal,
+        host=address or LOOPBACK,
+        backend="nccl" if models.plan.device.startswith("cuda") else "gloo",
     )
+    return make_sender(wanted, Path(str(models.config.model.hf_checkpoint)), written)

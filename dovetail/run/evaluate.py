@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from dataclasses import replace
 
 from dovetail.checkpoint.manager import load_checkpoint
 from dovetail.config.check import check_evaluation
@@ -25,7 +26,7 @@ from dovetail.run.rehearse.plan import IN_EVALUATION, rehearse_hooks
 from dovetail.run.report import Reporter, RunReport, Timer, tracker_names
 from dovetail.run.rollouts import make_evaluator
 from dovetail.run.validate import validate_names
-from dovetail.runtime.fleet import Say
+from dovetail.runtime.starting import Say
 from dovetail.trainers.torch.restore import restore_weights
 from dovetail.types import EvalOutput
 from dovetail.weights.publish import publish
@@ -104,10 +105,16 @@ async def _publish(parts: Parts, step: int, run_dir: RunDir, say: Say) -> None:
 def _loaded(resolved: Resolved) -> Parts:
     with open_log(None):
         rehearse_hooks(resolved, IN_EVALUATION)
-        parts = Parts(resolved)
+        parts = Parts(_of_one_version(resolved))
         parts.check_lengths(training=False)
         _ = parts.eval_sets, parts.scorer, parts.models.model
     return parts
+
+
+def _of_one_version(resolved: Resolved) -> Resolved:
+    """Nothing is trained beside it: the engine may have the weights themselves."""
+    rollout = resolved.config.rollout.model_copy(update={"max_lag": 0})
+    return replace(resolved, config=resolved.config.model_copy(update={"rollout": rollout}))
 
 
 def _restored(parts: Parts) -> int:

@@ -20,7 +20,7 @@ def save_what_stands(run: Run, error: Exception) -> None:
     Nothing is saved when the error came out of saving, when the weights are between two steps, or
     when nothing was done yet.
     """
-    if run.trainer is None or isinstance(error, CheckpointError):
+    if run.policy is None or isinstance(error, CheckpointError):
         return
     done, evaluated = run.position
     begun = done > 0 or (evaluated and run.schedule.eval_due(0))

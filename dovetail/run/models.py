@@ -47,6 +47,14 @@ class Models:
         return self._trained(self._load_model(self.config.model.hf_checkpoint))
 
     @cached_property
+    def sampled(self) -> Any:
+        """What an engine in this process decodes with: the policy itself, or a copy of it where the
+        engine goes on while the policy is trained."""
+        if not self.config.collects_ahead:
+            return self.model
+        return self._load_model(self.config.model.hf_checkpoint)
+
+    @cached_property
     def context_len(self) -> int:
         """Most tokens of prompt plus response."""
         settings = self.config.model

@@ -9,29 +9,36 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from dovetail.checkpoint.manager import CheckpointManager, Part
-from dovetail.checkpoint.rng import capture_rng, restore_rng
+from dovetail.checkpoint.manager import (
+    CheckpointManager,
+    Part,
+    WritingPart,
+)
+from dovetail.checkpoint.rng import capture_rng
 from dovetail.config.run import RunConfig
-from dovetail.observe.run_dir import RunDir, checkpoints_at
+from dovetail.observe.run_dir import RunDir
 from dovetail.observe.trace import recording_run
+from dovetail.run.collecting import Collecting, meanwhile
 from dovetail.run.interrupt import Interrupt
 from dovetail.run.leaving import UserThreads, close_runner, wait_for
+from dovetail.run.policy import POLICY, Policy
 from dovetail.run.report import Reporter, RunReport, Timer, step_metrics
 from dovetail.run.schedule import Schedule
 from dovetail.run.serving import Served
 from dovetail.runtime.fleet import Fleet
-from dovetail.types import CheckpointError, EvalOutput, RolloutOutput, Sample
+from dovetail.types import (
+    CheckpointError,
+    EvalOutput,
+    RolloutOutput,
+    Sample,
+)
 from dovetail.types.ports import DataSource, EngineControl
 from dovetail.weights.publish import NamedTensors, publish
 
-if TYPE_CHECKING:
-    from dovetail.trainers.trainer import Trainer
-
 log = logging.getLogger(__name__)
 
-Collect = Callable[[int], Awaitable[RolloutOutput]]
 Evaluate = Callable[[int], Awaitable[EvalOutput]]
 LogRollout = Callable[[int, list[Sample], dict[str, Any], float], bool]
 """`(rollout_id, samples, metrics, seconds)`; true: the metrics are not logged."""
@@ -63,9 +70,10 @@ class Run:
     reporter: Reporter
     checkpoints: CheckpointManager
     interrupt: Interrupt
-    collect: Collect
+    collecting: Collecting
     evaluator: Evaluate | None
-    trainer: Trainer | None
+    policy: Policy | None
+    """None: nothing is trained."""
     to_rows: Callable[[Sequence[Sample]], list[Any]]
     compute: ThreadPoolExecutor
     """The thread that trains and decodes."""
@@ -73,8 +81,8 @@ class Run:
     scorer: ScorerPart | None = None
     teacher: Closing | None = None
     engines: list[Any] = field(default_factory=list)
-    export: Callable[[Path], object] | None = None
-    export_critic: Callable[[], object] = lambda: None
+    close_cluster: Callable[[], None] = lambda: None
+    """Ends what lives on a cluster, and that too if it is the run's own."""
     log_rollout: LogRollout | None = None
     log_eval: LogEval | None = None
     learn: Callable[..., None] = lambda **facts: None
@@ -93,10 +101,13 @@ class Run:
     stand.
     """
     saved: tuple[int, bool] | None = None
+    """The position of the last checkpoint that was written or resumed from."""
+    checkpoint: Path | None = None
+    """That checkpoint."""
+    beginning: tuple[Any, Part] | None = None
+    """States of source and generators of a run that was not resumed, before its first step."""
     exported: Path | None = None
     """The last Hugging Face directory that was written."""
-    _source_before: Any = None
-    """The source's state before the rollout of the step under way."""
     _training: bool = False
 
     def __enter__(self) -> Run:
@@ -106,13 +117,19 @@ class Run:
             self.router.start(self.runner.get_loop())
         return self
 
+    def start_policy(self) -> None:
+        """Start the trainer's processes, where it has any."""
+        if self.policy is not None:
+            self.policy.start()
+
     def start_engines(self) -> None:
-        """Start the engines that have processes of their own, and the server before them.
+        """Start the engines that have processes of their own, and the server before them, unless
+        they run.
 
         Raises:
             Interrupted: a signal came first; none of them is left.
         """
-        if self.fleet is None:
+        if self.fleet is None or self.fleet.started:
             return
         starting = self.fleet.start(self.run_dir.engines, self.reporter.say)
         self.interrupt.run(self.runner, starting)
@@ -128,11 +145,13 @@ class Run:
                 self.router.close()
             self.runner.run(self._close())
         finally:
+            self._close_policy()
             close_runner(self.runner)
             self.reporter.close()
             self.interrupt.__exit__(*exc)
 
     async def _close(self) -> None:
+        await self.collecting.close()
         for part in (*self.engines, *([] if self.teacher is None else [self.teacher])):
             await part.close()
         if self.scorer is not None:
@@ -140,64 +159,37 @@ class Run:
         # What it works on after an error is a user's function that may never return.
         self.compute.shutdown(wait=not self._training, cancel_futures=True)
 
+    def _close_policy(self) -> None:
+        try:
+            if self.policy is not None:
+                self.policy.close()
+        finally:
+            self.close_cluster()
+
     @property
     def between_steps(self) -> bool:
         """Whether the weights are no longer those of `position`."""
-        return self._training and getattr(self.trainer, "changed", True)
+        return self._training and getattr(self.policy, "changed", True)
 
     def stands_at(self, done: int, evaluated: bool) -> None:
         """So far everything is whole: a checkpoint could be taken here."""
-        self.position, self._training, self._source_before = (done, evaluated), False, None
+        self.position, self._training = (done, evaluated), False
+        self.collecting.settled()
 
     def rewind(self) -> None:
         """Put the source back to where the step under way began."""
-        if self.source is not None and self._source_before is not None:
-            _restore(self.source, self._source_before)
+        self.collecting.rewind()
 
-    def resume(self) -> tuple[int, bool]:
-        """Restore every part from `--load`; without it (0, False).
+    def publish(self, done: int, always: bool = False) -> None:
+        """Give the engines the weights after `done` steps, when it is their turn (or `always`)."""
+        due = done % self.config.rollout.update_weights_interval == 0
+        self.runner.run(self._publish(done, always or due or self.schedule.eval_due(done)))
 
-        A run that was killed before its first checkpoint has nothing to restore: when `--load` is
-        the run's own directory of checkpoints and empty, it starts from the beginning.
-
-        Returns:
-            Finished steps, and whether the evaluation due there is done.
-
-        Raises:
-            CheckpointError: no good checkpoint, or one of another kind of run.
-        """
-        where = self.config.checkpoint.load
-        if where is None:
-            self.reporter.start(None)
-            return self.position
-        if self._is_own(Path(where)) and self.checkpoints.is_empty():
-            log.warning("no checkpoint in %s yet: the run starts from the beginning", where)
-            self.reporter.start(0, evaluated=False)
-            return self.position
-        checkpoint = self.checkpoints.load(Path(where))
-        for reason in checkpoint.skipped:
-            log.warning("passed over a damaged checkpoint: %s", reason)
-        if self.trainer is not None:
-            self.trainer.load_state_dict(*checkpoint.part("policy"))
-        self.learn(start_rollout_id=checkpoint.step)
-        if self.source is not None:
-            if hasattr(self.source, "load"):
-                self.source.load(checkpoint.step - 1)
-            self.source.load_state_dict(checkpoint.part("source")[1])
-        restore_rng(*checkpoint.part("rng"))
-        evaluated = bool(checkpoint.part("loop")[1]["evaluated"])
-        self.reporter.start(checkpoint.step, evaluated)
-        self.saved = (checkpoint.step, evaluated)
-        return self.saved
-
-    def _is_own(self, where: Path) -> bool:
-        return checkpoints_at(where).resolve() == self.checkpoints.directory.resolve()
-
-    def publish(self, version: int) -> None:
-        """Give the engines the weights after `version` steps."""
+    async def _publish(self, done: int, due: bool) -> None:
         controls = [engine for engine in self.engines if isinstance(engine, EngineControl)]
-        if controls:
-            self.runner.run(publish(controls, version, self.named_tensors))
+        if due and controls:
+            await publish(controls, done, self.named_tensors)
+        self.collecting.advance(done, done if due else None)
 
     def rollout(self, rollout_id: int) -> RolloutOutput:
         """Collect the samples of one step; a signal meanwhile puts the source back where it was.
@@ -205,10 +197,10 @@ class Run:
         Raises:
             Interrupted: a signal came before the step had its samples.
         """
-        self._source_before = _snapshot(self.source)
+        self.collecting.begins()
         started = time.perf_counter()
         try:
-            output = self.interrupt.run(self.runner, self._collect(rollout_id))
+            output = self.interrupt.run(self.runner, self.collecting.take(rollout_id))
         except BaseException:
             self.rewind()
             raise
@@ -221,19 +213,16 @@ class Run:
                 output.metrics = {}
         return output
 
-    async def _collect(self, rollout_id: int) -> RolloutOutput:
-        with recording_run(self.config.observe.trace):
-            return await self.collect(rollout_id)
-
     def train(self, output: RolloutOutput) -> dict[str, float]:
         """Train on one step's samples; nothing under --debug-rollout-only."""
-        if self.trainer is None:
+        if self.policy is None:
             return {}
         rows = self.to_rows([sample for group in output.samples for sample in group])
         self._training = True
-        return wait_for(
-            self.compute.submit(self.trainer.train, rows, self.position[0]), self.check_hooks
-        )
+        trained = self.compute.submit(self.policy.train, rows, self.position[0])
+        if self.collecting.goes_on:
+            return self.runner.run(meanwhile(trained, self.check_hooks))
+        return wait_for(trained, self.check_hooks)
 
     def evaluate(self, done: int) -> None:
         """Evaluate and log.
@@ -264,7 +253,7 @@ class Run:
         metrics = step_metrics(output.samples, output.metrics, trained, timer)
         self.reporter.step(done, metrics if self.fleet is None else metrics | self.fleet.metrics())
         self.reporter.trace(done, output.samples, timer)
-        self.reporter.mismatch(done, getattr(self.trainer, "worst_tokens", ()))
+        self.reporter.mismatch(done, getattr(self.policy, "worst_tokens", ()))
 
     def save(self, done: int, evaluated: bool) -> None:
         """Write a checkpoint of this position, and an export if every save has one, unless it is
@@ -276,8 +265,9 @@ class Run:
         Raises:
             CheckpointError: the last save of the run failed.
         """
-        if self.trainer is None or self.saved == (done, evaluated):
+        if self.policy is None or self.saved == (done, evaluated):
             return
+        self.runner.run(self.collecting.hold(self.interrupt.requested))
         failed: list[CheckpointError] = []
         # The export first: a kill in between leaves no checkpoint without its export.
         for write in (self._export_step, self._checkpoint):
@@ -285,6 +275,7 @@ class Run:
                 write(done, evaluated)
             except CheckpointError as error:
                 failed.append(error)
+        self.collecting.go_on()
         for failure in failed:
             if self.interrupt.requested or done >= self.schedule.num_steps:
                 raise failure
@@ -296,29 +287,30 @@ class Run:
 
     def _export(self, done: int) -> None:
         template = self.config.checkpoint.save_hf
-        if template is None or self.export is None:
+        if template is None or self.policy is None:
             return
         path = Path(template.format(rollout_id=done))
         if path != self.exported:
-            self.export(path)
+            self.policy.export(path)
             self.exported = path
 
     def _checkpoint(self, done: int, evaluated: bool) -> None:
         path = self.checkpoints.save(done, self._parts(evaluated))
-        self.saved = (done, evaluated)
+        self.saved, self.checkpoint = (done, evaluated), path
         self.reporter.saved(done, path)
 
-    def _parts(self, evaluated: bool) -> dict[str, Part]:
-        assert self.trainer is not None
-        parts: dict[str, Part] = {
-            "policy": self.trainer.state_dict(),
+    def _parts(self, evaluated: bool) -> dict[str, Part | WritingPart]:
+        assert self.policy is not None
+        parts: dict[str, Part | WritingPart] = {
+            POLICY: self.policy.part(),
             "rng": capture_rng(),
             "loop": ({}, {"evaluated": evaluated, **self._origin()}),
         }
         if self.source is not None:
-            if hasattr(self.source, "save"):
-                self.source.save(self.position[0] - 1)
-            parts["source"] = ({}, self.source.state_dict())
+            with self.collecting.unused_put_back():
+                if hasattr(self.source, "save"):
+                    self.source.save(self.position[0] - 1)
+                parts["source"] = ({}, self.source.state_dict())
         return parts
 
     def _origin(self) -> dict[str, Any]:
@@ -335,7 +327,8 @@ class Run:
         ended_early = self.interrupt.requested and done < self.schedule.num_steps
         if not ended_early:
             self._export(done)
-            self.export_critic()
+            if self.policy is not None:
+                self.policy.export_critic()
         report = RunReport(
             run_dir=self.run_dir.path,
             steps_done=done,
@@ -347,17 +340,3 @@ class Run:
         )
         self.reporter.finished(report)
         return report
-
-
-def _snapshot(source: Any) -> Any:
-    """What `_restore` needs. A user's source may have a quicker way than its whole state."""
-    if source is None:
-        return None
-    return source.snapshot() if hasattr(source, "snapshot") else source.state_dict()
-
-
-def _restore(source: Any, before: Any) -> None:
-    if hasattr(source, "restore"):
-        source.restore(before)
-    else:
-        source.load_state_dict(before)

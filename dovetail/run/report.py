@@ -144,6 +144,12 @@ class Reporter:
         if resumed_after:
             self._progress.resumed(resumed_after)
 
+    def rewound(self, done: int, evaluated: bool) -> None:
+        """The run goes on after `done` steps, as if it had been resumed there."""
+        if self._trackers is not None:
+            self._trackers.close()
+        self.start(done, evaluated)
+
     def rollout_progress(self, done: int, total: int, tokens: int) -> None:
         """Groups of the current step."""
         self._progress.rollout(done, total, tokens)

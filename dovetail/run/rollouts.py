@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dovetail.data.build import build_source
 from dovetail.data.family_source import RolloutDataSourceWithBuffer
@@ -17,7 +17,11 @@ from dovetail.rollout.evaluate import Evaluation
 from dovetail.rollout.measure import columns, sample_metrics
 from dovetail.rollout.rollout import Rollout
 from dovetail.rollout.sft import SftRollout
-from dovetail.run.parts import Collect, Evaluate
+from dovetail.rollout.stream import NAMES as STREAMS
+from dovetail.rollout.stream import StreamRollout
+from dovetail.rollout.waiting import BufferInput
+from dovetail.run.collecting import Collect, Collecting, CollectingAhead
+from dovetail.run.parts import Evaluate
 from dovetail.run.report import Reporter
 from dovetail.types import (
     DataSourceCall,
@@ -31,6 +35,8 @@ from dovetail.types.ports import DataSource
 
 if TYPE_CHECKING:
     from dovetail.run.build import Parts
+
+R = TypeVar("R")
 
 
 def make_source(parts: Parts) -> DataSource | None:
@@ -64,24 +70,50 @@ def make_source(parts: Parts) -> DataSource | None:
     return RolloutDataSourceWithBuffer(parts.args) if by_function else None
 
 
-def make_collect(parts: Parts, reporter: Reporter) -> Collect:
-    """What gives the samples of a step."""
+def make_collecting(parts: Parts, reporter: Reporter, num_steps: int) -> Collecting:
+    """What gives the samples of each step."""
     config = parts.config
     if parts.replay is not None:
-        return _taught(parts.replay, parts)
+        return Collecting(_taught(parts.replay, parts), None, config.observe.trace)
     assert parts.source is not None
     hook = parts.hooks.get("rollout_function")
-    default: Collect
-    if config.is_sft:
-        default = SftRollout(parts.source, config.rollout.rollout_batch_size)
-    else:
-        default = _make_rollout(parts, reporter)
+    if hook is not None and config.collects_ahead and hook.path in STREAMS:
+        hook = None  # It is what the run does by itself.
+    default, stream = _make_default(parts, reporter, hook is None)
     if hook is not None:
         default = _collect_by(parts, hook, default)
     trains_as_it_is = not (
         config.debug.debug_rollout_only or "custom_convert_samples_to_train_data" in parts.hooks
     )
-    return _taught(_checking(default, hook) if trains_as_it_is else default, parts)
+    collect = _taught(_checking(default, hook) if trains_as_it_is else default, parts)
+    if not config.collects_ahead:
+        return Collecting(collect, parts.source, config.observe.trace)
+    return CollectingAhead(
+        collect,
+        parts.source,
+        num_steps=num_steps,
+        max_lag=config.rollout.max_lag,
+        stream=stream,
+        keeps_stale=config.rollout.async_unused_samples_handler == "keep",
+        group_size=config.rollout.n_samples_per_prompt,
+        trace=config.observe.trace,
+    )
+
+
+def _make_default(
+    parts: Parts, reporter: Reporter, alone: bool
+) -> tuple[Collect, StreamRollout | None]:
+    """The built-in rollout; `alone`: nothing of the user's calls it."""
+    config = parts.config
+    assert parts.source is not None
+    if config.is_sft:
+        return SftRollout(parts.source, config.rollout.rollout_batch_size), None
+    if not (alone and config.collects_ahead):
+        return _make_rollout(parts, reporter, Rollout), None
+    hook = parts.hooks.get("custom_async_data_buffer")
+    make = None if hook is None else lambda handler: hook(BufferInput(parts.args, handler))
+    stream = _make_rollout(parts, reporter, functools.partial(StreamRollout, make_buffer=make))
+    return stream, stream
 
 
 def _taught(collect: Collect, parts: Parts) -> Collect:
@@ -99,10 +131,10 @@ def _taught(collect: Collect, parts: Parts) -> Collect:
     return taught
 
 
-def _make_rollout(parts: Parts, reporter: Reporter) -> Rollout:
+def _make_rollout(parts: Parts, reporter: Reporter, kind: Callable[..., R]) -> R:
     config, hooks = parts.config, parts.hooks
     assert parts.source is not None
-    return Rollout(
+    return kind(
         parts.engine,
         parts.models.tokenizer,
         parts.source,

@@ -10,6 +10,7 @@ from dovetail.config.run import RunConfig
 from dovetail.config.sections import SessionConfig
 from dovetail.hooks import ArgsView, BoundHook
 from dovetail.rollout import multi_turn, session
+from dovetail.rollout.stream import NAMES as STREAMS
 from dovetail.types.ports import Engine, Tokenizer
 
 if TYPE_CHECKING:
@@ -71,6 +72,9 @@ def hook_owners(config: RunConfig) -> set[str]:
     owners = set() if config.router.serve_router == "false" else {"router"}
     if config.hooks.custom_generate_function_path in multi_turn.NAMES:
         owners.add("multi-turn generate")
+    function = config.hooks.rollout_function_path
+    if function in STREAMS or (function is None and config.collects_ahead):
+        owners.add("asynchronous runtime")
     if "router" in owners:
         owners.add("session server")
     return owners

@@ -21,6 +21,8 @@ from dovetail.run.heap import settled_heap
 from dovetail.run.interrupt import Interrupted
 from dovetail.run.parts import Run
 from dovetail.run.report import RunReport, Timer
+from dovetail.run.resuming import recover, resume
+from dovetail.types import TrainerLostError
 
 
 def run_training(resolved: Resolved) -> RunReport:
@@ -30,10 +32,10 @@ def run_training(resolved: Resolved) -> RunReport:
         DovetailError: see the subclasses; a note says what was saved and where to go on from.
     """
     with build(resolved) as run:
-        done, evaluated = run.resume()
+        done, evaluated = resume(run)
         try:
             with settled_heap():
-                done, evaluated = train(run, done, evaluated)
+                done, evaluated = train_on(run, done, evaluated)
         except Interrupted:
             done, evaluated = run.position
             run.save(done, evaluated)
@@ -41,6 +43,15 @@ def run_training(resolved: Resolved) -> RunReport:
             save_what_stands(run, error)
             raise
         return run.finish(done)
+
+
+def train_on(run: Run, done: int, evaluated: bool) -> tuple[int, bool]:
+    """`train`; when processes of the trainer are lost, again from the last checkpoint."""
+    while True:
+        try:
+            return train(run, done, evaluated)
+        except TrainerLostError as error:
+            done, evaluated = recover(run, error)
 
 
 def train(run: Run, done: int, evaluated: bool) -> tuple[int, bool]:
@@ -55,7 +66,7 @@ def train(run: Run, done: int, evaluated: bool) -> tuple[int, bool]:
     """
     run.stands_at(done, evaluated)
     run.start_engines()
-    run.publish(done)
+    run.publish(done, always=True)
     if not evaluated:
         evaluate(run, done)
     while done < run.schedule.num_steps and not run.interrupt.requested:

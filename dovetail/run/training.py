@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dovetail.algorithms.table import CUSTOM_LOSS, DISTILLATION_LOSS
 from dovetail.batch.convert import rows_from_samples
-from dovetail.run.report import Reporter
 from dovetail.run.schedule import Schedule
 from dovetail.trainers.critic import Critic
 from dovetail.trainers.hooks import ADVANTAGE, CORRECTION, LOSS, POSTPROCESS, REDUCER, TrainHooks
@@ -19,10 +18,36 @@ from dovetail.trainers.trainer import Trainer
 
 if TYPE_CHECKING:
     from dovetail.config.run import RunConfig
-    from dovetail.run.build import Parts
+    from dovetail.hooks import ArgsView, BoundHook
+    from dovetail.run.models import Models
+    from dovetail.trainers.data_parallel import DataParallel
+
+TRAINING_SLOTS = (ADVANTAGE, POSTPROCESS, LOSS, CORRECTION, REDUCER)
+"""Of the user's functions that run wherever the policy is trained."""
+Report = Callable[[int, int], None]
+"""`(rows done, rows in all)`."""
 
 
-def make_trainer(parts: Parts, schedule: Schedule, reporter: Reporter) -> Trainer | None:
+class TrainerParts(Protocol):
+    """What a trainer is made of: a run's parts, or those of one of its ranks."""
+
+    config: RunConfig
+    args: ArgsView
+    hooks: dict[str, BoundHook]
+    models: Models
+
+    @property
+    def parallel(self) -> DataParallel: ...
+
+
+class RowParts(Protocol):
+    """What makes rows of samples."""
+
+    config: RunConfig
+    hooks: dict[str, BoundHook]
+
+
+def make_trainer(parts: TrainerParts, schedule: Schedule, report: Report) -> Trainer | None:
     """What changes the policy; None under --debug-rollout-only."""
     config = parts.config
     if config.debug.debug_rollout_only:
@@ -41,6 +66,7 @@ def make_trainer(parts: Parts, schedule: Schedule, reporter: Reporter) -> Traine
         total_steps=policy_steps(config, schedule),
         routing_replay=config.algorithm.routing_replay,
         others=[made.scored] if made and on_logits else [],
+        parallel=parts.parallel,
     )
     return Trainer(
         backend,
@@ -53,7 +79,7 @@ def make_trainer(parts: Parts, schedule: Schedule, reporter: Reporter) -> Traine
         critic=make_critic(parts, schedule),
         num_critic_only_steps=config.critic.num_critic_only_steps,
         teacher=made,
-        report=reporter.train_progress,
+        report=report,
         hooks=hooks,
     )
 
@@ -64,7 +90,7 @@ def policy_steps(config: RunConfig, schedule: Schedule) -> int:
     return steps * schedule.optimizer_steps_per_step
 
 
-def make_critic(parts: Parts, schedule: Schedule) -> Critic | None:
+def make_critic(parts: TrainerParts, schedule: Schedule) -> Critic | None:
     """What learns the values of states, where the estimator asks for them."""
     config, model = parts.config, parts.models.critic
     if model is None:
@@ -89,14 +115,14 @@ def make_critic(parts: Parts, schedule: Schedule) -> Critic | None:
     )
 
 
-def export_critic(parts: Parts, trainer: Trainer | None) -> None:
+def export_critic(parts: TrainerParts, trainer: Trainer | None) -> None:
     """Write the trained critic where critic_save says."""
     path = parts.config.critic.critic_save
     if path is not None and trainer is not None and trainer.critic is not None:
         trainer.critic.export(parts.models.tokenizer, path)
 
 
-def make_teacher(parts: Parts, model: Any) -> Teacher:
+def make_teacher(parts: TrainerParts, model: Any) -> Teacher:
     """What says how probable a teacher finds the policy's tokens."""
     config = parts.config
     return Teacher(
@@ -107,7 +133,7 @@ def make_teacher(parts: Parts, model: Any) -> Teacher:
     )
 
 
-def make_hooks(parts: Parts) -> TrainHooks:
+def make_hooks(parts: TrainerParts) -> TrainHooks:
     """The user's functions inside training, as far as the settings ask for them."""
     bound, algorithm = parts.hooks, parts.config.algorithm
     loss = bound.get(LOSS) if algorithm.loss_type == CUSTOM_LOSS else None
@@ -123,7 +149,7 @@ def make_hooks(parts: Parts) -> TrainHooks:
     )
 
 
-def make_to_rows(parts: Parts) -> Callable[..., list[Any]]:
+def make_to_rows(parts: RowParts) -> Callable[..., list[Any]]:
     """From samples to rows of the training batch."""
     return functools.partial(
         rows_from_samples,

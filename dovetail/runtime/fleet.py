@@ -14,30 +14,30 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dovetail.engines.launch import LaunchSpec
-from dovetail.engines.process import HeldPort, ServerProcess
 from dovetail.router.balancer.pool import Pool
 from dovetail.router.balancer.worker import Worker
 from dovetail.runtime.health import GRACE_S, HealthSettings, Member, Supervisor
+from dovetail.runtime.home import Home, Port, ThisMachine
 from dovetail.runtime.on_loop import LoopThread, OnLoop
-from dovetail.transport.snapshot import SnapshotStore
+from dovetail.runtime.starting import Say, tell, what_begins
+from dovetail.transport.sender import Sender
 from dovetail.types.calls import GenerateRequest, GenerateResult, ScoreRequest, ScoreResult
-from dovetail.types.errors import EngineError
+from dovetail.types.errors import EngineError, WeightMismatchError
 from dovetail.types.ports import RemoteEngine
+from dovetail.types.weights import Snapshot
+from dovetail.weights.check import Holder
+from dovetail.weights.publish import deliver
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
-
-SAY_EVERY_S = 20.0
-"""Between two words about who does not answer yet."""
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,8 @@ class EngineSpec:
     launch: Callable[[int], LaunchSpec] | None = None
     """From the port that it shall listen on to how it is started."""
     url: str | None = None
+    home: Callable[[], Home] = ThisMachine
+    """Asked when the engine is to be started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ class Fleet:
         *,
         pool: PoolSettings | None = None,
         health: HealthSettings | None = None,
-        store: Callable[[], SnapshotStore] | None = None,
+        store: Callable[[], Sender] | None = None,
         connect: Callable[[str, str | None], RemoteEngine] | None = None,
     ) -> None:
         assert specs, "a fleet has engines"
@@ -110,7 +112,7 @@ class Fleet:
         )
         """The engines as one; to be used on the loop of `thread`. Empty until they have started."""
         self._make_store, self._connect = store, connect
-        self._store: SnapshotStore | None = None
+        self._store: Sender | None = None
         self._thread: LoopThread | None = None
         self._far: FarFleet | None = None
         self.engine = OnLoop(self)
@@ -140,7 +142,7 @@ class Fleet:
         try:
             self._store = None if self._make_store is None else self._make_store()
             self._far = FarFleet(self.pool, self._health, self._store)
-            say(_what_begins(self.specs, log_dir))
+            say(what_begins(self.specs, log_dir))
             await self._thread.hop(self._far.start(self.specs, log_dir, say))
         except BaseException:
             self.close()
@@ -160,6 +162,22 @@ class Fleet:
             self._thread = None
         if self._store is not None:
             self._store.close()
+
+    def sleep(self) -> None:
+        """Have all engines give their memory up; requests wait. Nothing before they have started.
+        The calling thread waits."""
+        if self.started:
+            self.thread.wait_for(self.far.sleep())
+
+    def wake(self) -> None:
+        """Have them take it again; requests wait for the next weights."""
+        if self.started:
+            self.thread.wait_for(self.far.wake())
+
+    def reload(self) -> None:
+        """Give them the last weights again, and let requests go on."""
+        if self.started:
+            self.thread.wait_for(self.far.reload())
 
     @property
     def started(self) -> bool:
@@ -192,12 +210,12 @@ class Fleet:
 class FarFleet:
     """The part of a fleet that lives on its loop. Implements `runtime.on_loop.Far`."""
 
-    def __init__(self, pool: Pool, health: HealthSettings, store: SnapshotStore | None) -> None:
+    def __init__(self, pool: Pool, health: HealthSettings, store: Sender | None) -> None:
         self.pool, self._health, self._store = pool, health, store
         self.members: list[Member] = []
         self._supervisor = Supervisor(pool, health, self._end)
         pool.on_failure = self._supervisor.failed
-        self._ports: list[HeldPort] = []
+        self._ports: list[Port] = []
         self._failure: EngineError | None = None
         self._update_s = self._update_bytes = 0.0
 
@@ -212,7 +230,7 @@ class FarFleet:
             for one in self.members
         ]
         started = dict(zip(starts, self.members, strict=True))
-        teller = asyncio.ensure_future(_tell(started, own.start_timeout_s, say))
+        teller = asyncio.ensure_future(tell(started, own.start_timeout_s, say))
         try:
             await asyncio.gather(*starts)
         except BaseException:
@@ -259,22 +277,53 @@ class FarFleet:
         """As `EngineControl.resume`."""
         await self.pool.resume()
 
+    async def sleep(self) -> None:
+        """As `Fleet.sleep`."""
+        await self.pool.pause()
+        await self.pool.sleep()
+
+    async def wake(self) -> None:
+        """As `Fleet.wake`."""
+        await self.pool.wake()
+
+    async def reload(self) -> None:
+        """As `Fleet.reload`."""
+        if self.pool.snapshot is not None:
+            await self.pool.load(self.pool.snapshot)
+        await self.pool.resume()
+
     async def receive_weights(
         self, version: int, tensors: Iterable[tuple[str, torch.Tensor]] | None
     ) -> None:
-        """Write them once, and have every engine load them.
+        """As `weights.publish.deliver`: sent once, for all engines.
 
         Raises:
-            EngineError: they can't be written, or no engine takes them.
+            EngineError: they can't be sent, or no engine takes them, or one holds others.
         """
         assert tensors is not None and self._store is not None, "nothing is shared with a process"
         self._check()
         started = time.perf_counter()
-        snapshot = await asyncio.to_thread(self._store.write, version, tensors)
-        await self.pool.load(snapshot)
-        self._store.retire(version)
+        try:
+            snapshot = await deliver(self._store, self, version, tensors)
+        except WeightMismatchError as error:
+            self._end(error)
+            raise
         self._update_s = time.perf_counter() - started
         self._update_bytes = float(snapshot.num_bytes)
+
+    @property
+    def num_receivers(self) -> int:
+        """As `weights.publish.Receivers`."""
+        return self.pool.num_receivers
+
+    async def load(self, snapshot: Snapshot) -> None:
+        """As `weights.publish.Receivers`."""
+        await self.pool.load(snapshot)
+
+    def holders(self) -> list[Holder]:
+        """As `weights.publish.Receivers`; those that can't say what they hold are none."""
+        engines = [worker.engine for worker in self.pool.ready()]
+        return [engine for engine in engines if isinstance(engine, Holder)]
 
     @property
     def weight_version(self) -> int:
@@ -311,10 +360,11 @@ class FarFleet:
         if spec.launch is None:
             assert spec.url is not None, "an engine that nobody starts has an address"
             return Member(spec.name, spec.client(spec.url))
-        self._ports.append(port := HeldPort())
+        home = spec.home()
+        self._ports.append(port := home.reserve())
         how = spec.launch(port.number)
         log_file = log_dir / f"{spec.name.partition(' (')[0].replace(' ', '_')}.log"
-        process = ServerProcess(how.argv, log_file=log_file, name=spec.name, env=how.env)
+        process = home.server(how.argv, log_file=log_file, name=spec.name, env=how.env)
         return Member(spec.name, spec.client(port.url), process)
 
     def _check(self) -> None:
@@ -326,29 +376,6 @@ class FarFleet:
         log.error("%s", error)
         self._failure = self._failure or error
         self.pool.give_up(str(error))
-
-
-def _what_begins(specs: Sequence[EngineSpec], log_dir: Path) -> str:
-    started = sum(spec.launch is not None for spec in specs)
-    many = "" if len(specs) == 1 else "s"
-    if started:
-        return f"starting {started} engine{many}; logs in {log_dir}"
-    return f"reaching {len(specs)} engine{many}: {', '.join(str(spec.url) for spec in specs)}"
-
-
-async def _tell(starts: Mapping[asyncio.Task[None], Member], most_s: float, say: Say) -> None:
-    """Say every now and then who is waited for, and why as far as it can be seen."""
-    began = time.monotonic()
-    while True:
-        await asyncio.sleep(SAY_EVERY_S)
-        late = [member for start, member in starts.items() if not start.done()]
-        waited = time.monotonic() - began
-        seen = await asyncio.gather(*(member.condition() for member in late))
-        said = [f"\n  {one.name}: {why}" for one, why in zip(late, seen, strict=True)]
-        say(
-            f"waiting for {', '.join(one.name for one in late)} for {waited:.0f} s, at most "
-            f"{most_s:.0f} s (--engine-start-timeout-s){''.join(said)}"
-        )
 
 
 def _facts(member: Member, worker: Worker) -> EngineFacts:

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dovetail.engines import identify
-from dovetail.engines.process import ServerProcess
 from dovetail.router.balancer.pool import Pool
 from dovetail.router.balancer.worker import Worker, WorkerState
 from dovetail.runtime.damage import damage
+from dovetail.runtime.home import Server
 from dovetail.types.errors import EngineError
 from dovetail.types.ports import RemoteEngine
 
@@ -64,7 +64,7 @@ class Member:
     name: str
     """As messages call it, e.g. `engine 0 (vllm)`."""
     engine: RemoteEngine
-    process: ServerProcess | None = None
+    process: Server | None = None
     """None: somebody else started it."""
     restarts: int = 0
     """How often it was let in again."""

@@ -186,6 +186,8 @@ def _threads(config: RunConfig) -> int:
 
 def _local(config: RunConfig, device: str, threads: int) -> Plan:
     here, apart = Device(0, 0), config.engine.in_processes
+    # On a GPU what trains and what decodes at the same time would wait for each other's kernels.
+    apart = apart or (config.collects_ahead and device != "cpu")
     return Plan(
         mode="local",
         device=device,

@@ -34,6 +34,7 @@ from dovetail.types.errors import (
     RequestTooLongError,
     RewardError,
     RolloutError,
+    TrainerLostError,
     TrainError,
     UsageError,
 )
@@ -95,6 +96,7 @@ __all__ = [
     "Snapshot",
     "SpecInfo",
     "TrainError",
+    "TrainerLostError",
     "UsageError",
     "VersionSpan",
 ]

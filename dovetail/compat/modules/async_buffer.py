@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 from dovetail.compat.modules.collect import Group
 from dovetail.compat.modules.filter_types import iter_samples
+from dovetail.rollout.waiting import BufferInput as DataBufferConstructorInput
+from dovetail.rollout.waiting import WaitingGroup as DataBufferInput
 from dovetail.types import Sample
 
 __all__ = [
@@ -22,31 +21,6 @@ __all__ = [
     "group_oldest_weight_version",
     "iter_samples",
 ]
-
-
-@dataclass(frozen=True)
-class DataBufferConstructorInput:
-    """What a buffer is made with."""
-
-    args: Any
-    unused_handler_fn: Callable[[list[Sample]], None]
-    """Takes the prompts of a group that the buffer throws out, to be answered again."""
-
-    @property
-    def on_evict(self) -> Callable[[list[Sample]], None]:
-        """`unused_handler_fn`, under its other name."""
-        return self.unused_handler_fn
-
-
-@dataclass
-class DataBufferInput:
-    """One finished group."""
-
-    prompt_group: list[Sample]
-    """The samples as they were given to be answered."""
-    group: Group
-    weight_version: int | None = None
-    """Newest weight version in the group."""
 
 
 class DataBuffer(ABC):

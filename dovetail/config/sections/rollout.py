@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from dovetail.config.sections.base import Section
@@ -28,6 +30,26 @@ class RolloutConfig(Section):
             "Publishes that a sample's oldest token may lie behind the weights it trains; above 0 "
             "generation goes on during training."
         ),
+    )
+    update_weights_interval: int = Field(
+        1, ge=1, description="Steps from one publish to the engines to the next."
+    )
+    async_max_concurrent_samples: int | None = Field(
+        None,
+        ge=1,
+        description="Samples that are made at once when max_lag is above 0; default: all that the "
+        "steps ahead need.",
+    )
+    async_data_buffer_capacity_factor: float | None = Field(
+        2.0,
+        ge=1,
+        description="When max_lag is above 0, steps at most whose groups are made or wait for "
+        "training (whole steps): fewer means fresher samples.",
+    )
+    async_unused_samples_handler: Literal["retry", "drop", "keep"] = Field(
+        "retry",
+        description="Groups that max_lag is too small for: have their prompts answered again, drop "
+        "them, or train them all the same (then only the correction sees to it).",
     )
     partial_rollout: bool = Field(
         False,

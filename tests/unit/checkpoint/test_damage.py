@@ -133,7 +133,7 @@ HOSTILE_NAMES = [
     "/etc/passwd",
     "..",
     "",
-    "a/b.json",
+    "a/../b.json",
     "a\\b.json",
     "nul\0.json",
     ".hidden.json",

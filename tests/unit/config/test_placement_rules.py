@@ -19,7 +19,7 @@ def test_the_backend_of_miles_and_cosmos_rl_is_torch() -> None:
     assert resolve([], ["--train-backend", "fsdp"]).config.trainer.train_backend == "torch"
 
 
-@pytest.mark.parametrize("flags", [["--colocate"], ["--max-lag", "1"], ["--lora-rank", "4"]])
+@pytest.mark.parametrize("flags", [["--lora-rank", "4"]])
 def test_what_is_not_there_is_refused(flags: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"this version"):
         check(resolve([], flags).config)

@@ -23,11 +23,12 @@ from aiohttp import web
 from dovetail.engines.launch import ClientSettings, LaunchSpec
 from dovetail.engines.process import HeldPort, ServerProcess
 from dovetail.engines.sglang.client import make_client
-from dovetail.runtime import fleet as fleet_module
 from dovetail.runtime import health
+from dovetail.runtime import starting as starting_module
 from dovetail.runtime.fleet import EngineSpec, Fleet
 from dovetail.runtime.health import HealthSettings
-from dovetail.transport.snapshot import SnapshotStore, Wanted
+from dovetail.transport.place import Wanted
+from dovetail.transport.snapshot import SnapshotStore
 from dovetail.types import EngineError, GenerateRequest, GenerateResult, SamplingParams
 from dovetail.types.ports import Engine, EngineControl, ScoringEngine
 from dovetail.weights.publish import publish
@@ -230,7 +231,7 @@ def test_one_that_does_not_start_says_why_and_takes_the_others_along(place: Plac
 
 
 def test_who_is_waited_for_is_told(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet_module, "SAY_EVERY_S", 0.01)
+    monkeypatch.setattr(starting_module, "SAY_EVERY_S", 0.01)
     said: list[str] = []
 
     async def work() -> None:
@@ -254,7 +255,7 @@ def test_who_is_waited_for_is_told(place: Place, monkeypatch: pytest.MonkeyPatch
 def test_why_a_started_engine_is_late_is_told(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fleet_module, "SAY_EVERY_S", 0.5)
+    monkeypatch.setattr(starting_module, "SAY_EVERY_S", 0.5)
     code = "import time; print('reading\\nweights 3 of 9', flush=True); time.sleep(60)"
     spec = LaunchSpec([sys.executable, "-S", "-c", code])
     said: list[str] = []

@@ -1,0 +1,1 @@
+"""Trainer ranks and engines as processes on Ray. Nothing outside this folder imports ray."""

@@ -1,0 +1,193 @@
+"""The Ray that a run lives on: one of its own on this machine, or one that runs already.
+
+    own      ray.init -> gcs, raylet, ... : killed with this process (PR_SET_PDEATHSIG)
+    foreign  ray.init(address): the run takes placement groups and actors, and gives them back
+
+Ray writes about itself into its session's directory, never onto the terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dovetail.config.leaves import cure
+from dovetail.types.errors import ConfigError, DovetailError, MissingExtraError
+
+log = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.1"
+OBJECT_STORE_BYTES = 1 << 30
+"""Of a cluster of our own: the rows of a few steps; Ray spills to the disk what is more."""
+_STARTS = 2
+_NO_REPORTS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+def import_ray(*, alone: bool = False) -> Any:
+    """The package; `alone`: for a cluster that nobody else is to use.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    # Read when ray is imported: no reports to its makers, devices are chosen by us.
+    os.environ.update({name: os.environ.get(name, value) for name, value in _NO_REPORTS.items()})
+    if alone and "ray" not in sys.modules:
+        # A secret of this process: Ray would write one to ~/.ray, and tell the terminal.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingExtraError(
+            "modes colocated and disaggregated need Ray: pip install 'dovetail[ray]', or use "
+            f"{cure('mode', 'local')}"
+        ) from error
+    return ray
+
+
+class Cluster:
+    """A connection to Ray, from `start` to `close`.
+
+    Args:
+        address: of a cluster that runs already, `HOST:PORT` or `auto`; None: start one here.
+        resources: that one of our own shall have, e.g. `{"CPU": 4, "GPU": 2}`.
+    """
+
+    def __init__(self, address: str | None, resources: Mapping[str, float]) -> None:
+        self.address, self._resources = address, dict(resources)
+        self._directory: Path | None = None
+        self.ray: Any = None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it was started for this run alone."""
+        return self.address is None
+
+    def start(self) -> None:
+        """Start it, or connect. To be called on the main thread: the processes of a cluster of our
+        own are killed when the thread that started them ends.
+
+        Raises:
+            ConfigError: there is no cluster at the address, or this process is connected already.
+            MissingExtraError: Ray is not installed.
+        """
+        ray = import_ray(alone=self.is_own)
+        if ray.is_initialized():
+            raise ConfigError("this process is connected to Ray already: call ray.shutdown() first")
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+        with _silent_loggers():
+            if self.address is None:
+                self._start_own(ray, quiet)
+            else:
+                self._connect(ray, self.address, quiet)
+        self.ray = ray
+
+    def _start_own(self, ray: Any, quiet: dict[str, Any]) -> None:
+        for chance in range(_STARTS):
+            try:
+                self._start_once(ray, quiet)
+                return
+            # Ray waits for its own processes for 30 s, in vain on a machine that is very busy, and
+            # raises nothing better.
+            except Exception as error:
+                ray.shutdown()
+                self._remove_directory()
+                if chance + 1 == _STARTS:
+                    raise DovetailError(
+                        f"Ray did not start on this machine: {_first_line(error)}. It may be too "
+                        "busy, or without memory; try again, or name a cluster that runs: "
+                        f"{cure('ray_address', 'HOST:PORT')}"
+                    ) from error
+
+    def _start_once(self, ray: Any, quiet: dict[str, Any]) -> None:
+        own = dict(self._resources)
+        # Short, for the paths of sockets below it have at most 107 characters.
+        self._directory = Path(tempfile.mkdtemp(prefix="dovetail-ray-", dir=_short_place()))
+        with _without("RAY_ADDRESS"):
+            ray.init(
+                address="local",
+                num_cpus=int(own.pop("CPU", 1)),
+                num_gpus=int(own.pop("GPU", 0)),
+                resources=own or None,
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _node_ip_address=LOOPBACK,
+                _temp_dir=str(self._directory),
+                **quiet,
+            )
+
+    def _connect(self, ray: Any, address: str, quiet: dict[str, Any]) -> None:
+        try:
+            ray.init(address=address, namespace=f"dovetail-{os.getpid()}", **quiet)
+        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+            raise ConfigError(
+                f"no Ray cluster can be reached at {address}: {error}. Start one with "
+                f"`ray start --head`, or leave {cure('ray_address')} out and the run starts its own"
+            ) from error
+
+    @property
+    def nodes(self) -> list[dict[str, Any]]:
+        """What Ray says of the nodes that live."""
+        return [node for node in self.ray.nodes() if node["Alive"]]
+
+    @property
+    def own_address(self) -> str:
+        """Of this machine, as Ray knows it."""
+        here = self.ray.get_runtime_context().get_node_id()
+        return str(next(one["NodeManagerAddress"] for one in self.nodes if one["NodeID"] == here))
+
+    def close(self) -> None:
+        """Disconnect, and end a cluster of our own. A second call does nothing."""
+        if self.ray is not None:
+            with _silent_loggers():
+                self.ray.shutdown()
+            self.ray = None
+        self._remove_directory()
+
+    def _remove_directory(self) -> None:
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
+
+
+def _short_place() -> str | None:
+    """Where a directory with a short name can be made; None: wherever the system puts such."""
+    return "/tmp" if os.access("/tmp", os.W_OK) else None
+
+
+@contextmanager
+def _without(variable: str) -> Iterator[None]:
+    kept = os.environ.pop(variable, None)
+    try:
+        yield
+    finally:
+        if kept is not None:
+            os.environ[variable] = kept
+
+
+@contextmanager
+def _silent_loggers() -> Iterator[None]:
+    """Ray's own words go to its files."""
+    own = logging.getLogger("ray")
+    before, own.propagate = own.propagate, False
+    handler = logging.NullHandler()
+    own.addHandler(handler)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            own.removeHandler(handler)
+        own.propagate = before
