@@ -3,35 +3,60 @@ torch backend. On a CPU over gloo, see `tests.megatron_shim`."""
 
 import os
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from dovetail.algorithms.packed_logits import get_log_probs_and_entropy
+from dovetail.trainers.hooks import TrainHooks
 from tests.contract.ranks import Ranks
-from tests.contract.test_trainer_contract import (
-    HERE,
-    Row,
-    alone,
-    models,
-    same_metrics,
-    same_weights,
+from tests.contract.test_trainer_contract import HERE, Row, same_metrics, same_weights
+from tests.contract.trained import (
+    STEPS,
+    Case,
+    maker,
+    rows_of,
+    settings_of,
+    trained,
+    write_models,
 )
-from tests.contract.trained import CASES, Case, settings_of
+from tests.unit.trainers.test_routing_replay import some_routing
 
-__all__ = ["alone", "models"]
+OWN = "tests.contract.test_megatron_contract"
 MAKE = "tests.contract.megatron_made:megatron"
-TP = {"tensor_model_parallel_size": 2}
+TP, SP = {"tensor_model_parallel_size": 2}, {"sequence_parallel": True}
+PP, CP = {"pipeline_model_parallel_size": 2}, {"context_parallel_size": 2}
+EP = {"expert_model_parallel_size": 2}
+VPP = {**PP, "num_layers_per_virtual_pipeline_stage": 1}
 SOME = ("grpo", "minibatches and KL", "sequences")
-MOE = "Qwen3Moe"
+MOE, DEEP = "Qwen3Moe", "Qwen3, 4 layers"
 ROWS = {
     "1 rank": Row(MAKE, 1),
-    "tp=2 with sp": Row(MAKE, 2, {**TP, "sequence_parallel": True}),
+    "tp=2 with sp": Row(MAKE, 2, {**TP, **SP}),
     "tp=2": Row(MAKE, 2, TP, SOME),
-    "pp=2": Row(MAKE, 2, {"pipeline_model_parallel_size": 2}, SOME),
-    "cp=2": Row(MAKE, 2, {"context_parallel_size": 2}, SOME),
+    "pp=2": Row(MAKE, 2, PP, SOME),
+    "pp=2, interleaved": Row(MAKE, 2, VPP, SOME, DEEP),
+    "cp=2": Row(MAKE, 2, CP, SOME),
     "dp=2, distributed optimizer": Row(MAKE, 2, {}),
     "dp=2": Row(MAKE, 2, {"use_distributed_optimizer": False}, ("grpo",)),
+    "tp=2 with sp, recomputed": Row(
+        MAKE, 2, {**TP, **SP, "gradient_checkpointing": True}, ("minibatches and KL",)
+    ),
+    "dp=2, overlapped": Row(
+        MAKE,
+        2,
+        {"passed": {"overlap_grad_reduce": "true", "bucket_size": "1000"}},
+        ("minibatches and KL",),
+    ),
+    "Llama, tp=2": Row(MAKE, 2, TP, ("grpo",), "Llama"),
+    "Qwen2, pp=2": Row(MAKE, 2, PP, ("grpo",), "Qwen2"),
     "moe, 1 rank": Row(MAKE, 1, {}, ("grpo",), MOE),
-    "moe, ep=2": Row(MAKE, 2, {"expert_model_parallel_size": 2}, SOME, MOE),
+    "moe, ep=2": Row(MAKE, 2, EP, SOME, MOE),
+    "moe, ep=2, tp=2 with sp, etp=1": Row(
+        MAKE, 2, {**EP, **TP, **SP, "expert_tensor_parallel_size": 1}, ("grpo",), MOE
+    ),
+    "moe, tp=2 with sp": Row(MAKE, 2, {**TP, **SP}, ("grpo",), MOE),
 }
 PAIRS = [(row, case) for row, its in ROWS.items() for case in its.cases]
 
@@ -45,10 +70,45 @@ def groups():
         yield {1: one, 2: two}
 
 
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Directories of policy and reference by architecture."""
+    made = {}
+
+    def of(architecture):
+        if architecture not in made:
+            name, _, deep = architecture.partition(", ")
+            more = {"num_hidden_layers": 4} if deep else {}
+            made[architecture] = write_models(tmp_path_factory.mktemp(name), name, **more)
+        return made[architecture]
+
+    return of
+
+
+def settings(case):
+    """Where a gradient is next to nothing, Adam makes steps of its rounding: not with this eps."""
+    its = settings_of(case)
+    return {**its, "optimizer": {**its["optimizer"], "adam_eps": 1e-6}}
+
+
+@pytest.fixture(scope="module")
+def alone(models):
+    """What one process of the torch backend makes of a case."""
+    made = {}
+
+    def of(architecture, case):
+        if (architecture, case) not in made:
+            told = asdict(Case(**models(architecture), settings=settings(case)))
+            made[architecture, case] = trained(0, 1, f"{HERE}:alone", told)
+        return made[architecture, case]
+
+    return of
+
+
 @pytest.mark.parametrize(("row", "case"), PAIRS)
 def test_it_makes_the_steps_of_one_process(row, case, groups, models, alone):
     row = ROWS[row]
-    told = Case(**models(row.architecture), settings=settings_of(case), layout=row.layout)
+    told = Case(**models(row.architecture), settings=settings(case), layout=row.layout)
     ranks = groups[row.world].call(f"{HERE}:trained", make=row.make, case=asdict(told))
     expected = alone(row.architecture, case)
     for rank in ranks:
@@ -56,4 +116,63 @@ def test_it_makes_the_steps_of_one_process(row, case, groups, models, alone):
     same_weights(ranks[0]["weights"], expected["weights"])
 
 
-assert set(CASES) >= set(SOME)
+def specially(rank, world, make, case, what):
+    """As `trained.trained`, with what JSON can't say."""
+    hooks = {"hooks": TrainHooks(logits_loss=by_logits)} if what == "on logits" else {}
+    case = {**case, "settings": {**case["settings"], **hooks}}
+    trainer = maker(make)(rank, world, Case(**case))
+    rows = [rows_of(step) for step in range(STEPS)]
+    if what == "R3":
+        rows = [some_routing(its) for its in rows]
+    metrics = [trainer.train(its, step) for step, its in enumerate(rows)]
+    for its in metrics:
+        # The torch backend counts tokens of a shared prompt once.
+        its.pop("train/routing_replaced", None)
+    weights = {name: tensor.flatten().tolist() for name, tensor in trainer.backend.hf_tensors()}
+    return {"metrics": metrics, "weights": weights}
+
+
+def by_logits(batch, logits, reduce):
+    """A policy gradient in the form of the slime family."""
+    keys = ("unconcat_tokens", "total_lengths", "response_lengths")
+    _, found = get_log_probs_and_entropy(
+        logits, args=SimpleNamespace(rollout_temperature=1.0), **{key: batch[key] for key in keys}
+    )
+    pairs = zip(found["log_probs"], batch["advantages"], strict=True)
+    terms = [-own * advantage.to(own) for own, advantage in pairs]
+    loss = reduce(torch.cat(terms))
+    return loss, {"own": loss.detach()}
+
+
+REPLAY = {
+    "R2": {"samples_per_optimizer_step": 5, "algorithm": {"use_routing_replay": True}},
+    "R3": {"samples_per_optimizer_step": 5, "algorithm": {"use_rollout_routing_replay": True}},
+}
+SPECIAL = [
+    *[("R2", layout, MOE) for layout in ("1", "tp=2 with sp", "pp=2", "cp=2", "ep=2, recomputed")],
+    *[("R3", layout, MOE) for layout in ("pp=2", "tp=2 with sp", "ep=2, recomputed")],
+    *[("on logits", layout, "Qwen3") for layout in ("1", "tp=2 with sp", "cp=2", "pp=2", "dp=2")],
+]
+LAYOUTS = {
+    "1": {},
+    "dp=2": {},
+    "tp=2 with sp": {**TP, **SP},
+    "pp=2": PP,
+    "cp=2": CP,
+    "ep=2, recomputed": {**EP, "gradient_checkpointing": True},
+}
+
+
+@pytest.mark.parametrize(("what", "layout", "architecture"), SPECIAL)
+def test_experts_are_replayed_and_losses_see_logits_in_every_layout(
+    what, layout, architecture, groups, models
+):
+    own = {**settings("grpo"), **REPLAY.get(what, {})}
+    told = {**models(architecture), "settings": own}
+    given = {"what": what, "case": {**told, "layout": LAYOUTS[layout]}}
+    world = 1 if layout == "1" else 2
+    ranks = groups[world].call(f"{OWN}:specially", make=MAKE, **given)
+    expected = specially(0, 1, f"{HERE}:alone", told, what)
+    for rank in ranks:
+        same_metrics(rank["metrics"], expected["metrics"])
+    same_weights(ranks[0]["weights"], expected["weights"])

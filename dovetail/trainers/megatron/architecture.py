@@ -73,6 +73,8 @@ def transformer_config(
         ConfigError: see `check_supported`; or Megatron refuses a setting.
     """
     check_supported(hf_config)
+    if hf_config.model_type in _MOE and config.tensor_model_parallel_size > 1:
+        _check_experts(config)
     settings = {
         **_model(hf_config),
         **_split(hf_config, config, dtype),
@@ -87,6 +89,14 @@ def transformer_config(
             f"Megatron refuses the configuration of this model: {error}; change the --megatron-* "
             "flags (TOML: [megatron]) or the sizes in [trainer]"
         ) from error
+
+
+def _check_experts(config: TrainerConfig) -> None:
+    if not config.sequence_parallel:
+        raise ConfigError(
+            "a mixture of experts on tensor-parallel ranks needs sequence parallelism in Megatron; "
+            "add --sequence-parallel (TOML: trainer.sequence_parallel = true)"
+        )
 
 
 _RECOMPUTED = {

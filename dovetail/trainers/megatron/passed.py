@@ -69,6 +69,10 @@ _OF_THE_RUN: Mapping[str, str] = {
     "moe_aux_loss_coeff": "nothing: no auxiliary loss is added to the algorithm's",
     "mtp_num_layers": "nothing: there is no loss for predicting several tokens",
     "use_megatron_fsdp": "nothing: --train-backend torch shards by FSDP2",
+    **dict.fromkeys(
+        ("overlap_param_gather", "overlap_param_gather_with_optimizer_step"),
+        "nothing: weights are whole whenever somebody reads them",
+    ),
     "pipeline_model_parallel_layout": "nothing: stages are of one size",
 }
 """What the run sets itself, and what to use in its place."""

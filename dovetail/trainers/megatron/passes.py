@@ -43,7 +43,6 @@ class Passes:
         self.vocab_size, self.temperature = vocab_size, temperature
         self.config: Any = bare(chunks[0]).config
         self.config.finalize_model_grads_func = _finalize
-        self.config.no_sync_func = None
 
     @torch.no_grad()
     def logprobs(self, lines: Sequence[Line]) -> list[torch.Tensor]:
@@ -71,6 +70,7 @@ class Passes:
         for chunk in self.chunks:
             # Layers are recomputed in this mode only; there is no dropout.
             chunk.train()
+        self._hold_back_sums()
         self._run(lines, at_end, forward_only=False)
 
     def _run(self, lines: Sequence[Line], at_end: AtEnd, *, forward_only: bool) -> None:
@@ -88,6 +88,12 @@ class Passes:
             forward_only=forward_only,
             collect_non_loss_data=forward_only,
         )
+
+    def _hold_back_sums(self) -> None:
+        """Where sums over ranks overlap backward passes, only the last micro-batch starts them."""
+        if self.chunks[0].ddp_config.overlap_grad_reduce:
+            held = [chunk.no_sync for chunk in self.chunks]
+            self.config.no_sync_func = held if len(held) > 1 else held[0]
 
     def _step(
         self, lines: Iterator[Line], chunk: Any, *, at_end: AtEnd, forward_only: bool

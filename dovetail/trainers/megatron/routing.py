@@ -51,7 +51,6 @@ class Replay:
         self._rows: Sequence[TrainRow] = ()
         self._known: dict[int, torch.Tensor] = {}
         """[tokens of the row, L, top_k] int32, -1 where nothing is recorded."""
-        self._recorded: set[int] = set()
         self._counts = torch.zeros(2)
 
     @contextlib.contextmanager
@@ -89,11 +88,11 @@ class Replay:
     def leave(self, chunk: Any, line: Line, *, records: bool) -> None:
         """It has ended."""
         for layer, router in self.routers[id(chunk)].items():
-            chosen, own = router.leave()
+            told, chosen, own = router.leave()
             if records and not self.from_rollout:
                 self._record(line, layer, chosen)
             elif not records:
-                self._count(line, chosen, own)
+                self._count(told, chosen, own)
 
     def share(self) -> None:
         """Every rank learns what the others have recorded in a pass without gradients."""
@@ -154,13 +153,10 @@ class Replay:
             found = on_line[span.start : span.start + span.length]
             own.copy_(torch.where(found == _UNKNOWN, own, found))
 
-    def _count(self, line: Line, chosen_sk: torch.Tensor, own_sk: torch.Tensor) -> None:
-        if line.batch is None:
-            return
-        counts = (self._flat_of_rank(line) != PADDING).to(own_sk.device)
+    def _count(self, told_sk: torch.Tensor, chosen_sk: torch.Tensor, own_sk: torch.Tensor) -> None:
+        counts = told_sk[:, 0] != _UNKNOWN
         differs = (own_sk.sort(-1).values != chosen_sk.sort(-1).values).any(-1)
-        told = torch.stack([(differs & counts).sum(), counts.sum()])
-        self._counts = self._counts + told.cpu()
+        self._counts = self._counts + torch.stack([(differs & counts).sum(), counts.sum()]).cpu()
 
 
 class _Router:
@@ -168,14 +164,15 @@ class _Router:
 
     def __init__(self) -> None:
         self.told: torch.Tensor | None = None
-        self.seen: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.seen: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
         self.queue: deque[torch.Tensor] = deque()
         """Choices of forwards whose layer is recomputed, in the order of backward passes."""
 
     def enter(self, told_sk: torch.Tensor) -> None:
         self.told = told_sk
 
-    def leave(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def leave(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What was told, what was chosen, and what the router would have chosen."""
         assert self.seen is not None
         self.told = None
         return self.seen
@@ -195,7 +192,7 @@ class _Router:
         assert default_compute_topk is not None
         _, own = default_compute_topk(scores, topk, num_groups, group_topk)
         chosen = torch.where(self.told == _UNKNOWN, own, self.told)
-        self.seen = chosen, own
+        self.seen = self.told, chosen, own
         # A forward that is to be recomputed runs without gradients.
         if not torch.is_grad_enabled():
             self.queue.append(chosen)

@@ -38,7 +38,7 @@ ARCHITECTURES = ["Llama", "Qwen2", "Qwen3", "Qwen3Moe", "Mistral", "Gemma2", "Gr
 
 def make_model(name="Qwen3", dtype=torch.float32, seed=0, **changes):
     torch.manual_seed(seed)
-    config = getattr(transformers, f"{name}Config")(**SHAPE, **MORE.get(name, {}), **changes)
+    config = getattr(transformers, f"{name}Config")(**{**SHAPE, **MORE.get(name, {}), **changes})
     model = getattr(transformers, f"{name}ForCausalLM")(config)
     with torch.no_grad():
         # Fresh weights are so small that attention hardly shows in the logits.

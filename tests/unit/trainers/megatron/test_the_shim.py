@@ -19,6 +19,6 @@ SEEN = {
 
 def test_megatron_core_asks_cuda_where_the_patches_were_made_for():
     assert sites() == SEEN, (
-        "megatron-core changed: look through what is new for torch.cuda, mend tests/megatron_shim.py "
-        "and dovetail/trainers/megatron/mending.py, then write the numbers down here"
+        "megatron-core changed: look through what is new for torch.cuda, mend "
+        "tests/megatron_shim.py and dovetail/trainers/megatron/mending.py, then change SEEN"
     )
