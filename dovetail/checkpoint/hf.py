@@ -89,8 +89,10 @@ def load_skeleton(
     dtype: torch.dtype | str,
     trust_remote_code: bool = False,
     needs_weights: bool = True,
+    with_buffers: bool = False,
 ) -> PreTrainedModel:
     """As `load_model`, without the numbers: names, shapes and types of the weights, on no device.
+    `with_buffers`: what a model computes when it is made, and no file has, is on the CPU.
 
     Raises:
         ConfigError: `path` is no directory, or has no usable config.
@@ -98,6 +100,8 @@ def load_skeleton(
     """
     import torch
     from transformers import AutoConfig, GenerationConfig
+
+    from dovetail.checkpoint.on_meta import weights_on_meta
 
     directory = model_directory(path)
     if needs_weights:
@@ -107,7 +111,7 @@ def load_skeleton(
         config = AutoConfig.from_pretrained(
             str(directory), local_files_only=True, trust_remote_code=trust_remote_code
         )
-        with torch.device("meta"):
+        with weights_on_meta() if with_buffers else torch.device("meta"):
             made: PreTrainedModel = _auto_class(directory, trust_remote_code).from_config(
                 config, dtype=dtype, trust_remote_code=trust_remote_code
             )
@@ -233,6 +237,24 @@ def save_hf(
         ConfigError: something else is there.
         CheckpointError: it can't be written; an earlier export is as it was.
     """
+    from safetensors.torch import save_file
+
+    def write(aside: Path) -> None:
+        model.save_pretrained(aside)
+        for name, tensors in (beside or {}).items():
+            save_file(dict(tensors), aside / name)
+
+    return put_export(model, tokenizer, path, write, leaf)
+
+
+def put_export(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    path: Path | str,
+    write: Callable[[Path], None],
+    leaf: str = "save_hf",
+) -> Path:
+    """As `save_hf`, whose weights and configuration `write` puts into the directory it is given."""
     path = Path(path).absolute()
     check_export_path(path, leaf)
     needed = sum(p.numel() * p.element_size() for p in model.parameters()) + (1 << 20)
@@ -240,16 +262,12 @@ def save_hf(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_tree(aside)
-        from safetensors.torch import save_file
-
         with _quiet():
-            model.save_pretrained(aside)
+            write(aside)
             if tokenizer is not None:
                 tokenizer.save_pretrained(aside)
         if model.name_or_path:
             _copy_processor(Path(model.name_or_path), aside)
-        for name, tensors in (beside or {}).items():
-            save_file(dict(tensors), aside / name)
         mark = {"format": "dovetail-export", "parameters": model.num_parameters()}
         (aside / EXPORT_MARK).write_text(json.dumps(mark) + "\n")
         _fsync_tree(aside)

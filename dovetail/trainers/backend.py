@@ -146,9 +146,9 @@ class Backend(Protocol):
         type; adapters merged in. All ranks iterate together, to the end.
 
         Rank 0 gets the tensors. Others get the same names, each with an empty tensor or a whole
-        one. A tensor is valid until the next is asked for: at no time does a rank hold more than
-        `update_weight_buffer_size` bytes of them beside its own weights, or one layer's if that is
-        more.
+        one. At no time does a rank itself hold more than `update_weight_buffer_size` bytes of them
+        beside its own weights, or one layer's if that is more. Whole models on one rank give their
+        own tensors, which the next step changes; others give copies.
         """
         ...
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.contract.ranks import Ranks
-from tests.contract.trained import CASES, Case, settings_of, trained, write_models
+from tests.contract.trained import CASES, Case, load, settings_of, trained, write_models
 
 APART = 1e-4
 HERE = "tests.contract.trained"
@@ -31,6 +31,16 @@ ROWS = {
     "torch, tp 2": Row(TORCH, layout={"tensor_model_parallel_size": 2}),
     "torch, cp 2": Row(TORCH, layout={"context_parallel_size": 2}),
     "torch, 2 copies": Row(TORCH, layout={"dp_replicate_size": 2}, cases=("grpo",)),
+    "torch, experts": Row(TORCH, cases=("minibatches and KL",), architecture="Qwen3Moe"),
+    "torch, untied": Row(TORCH, cases=("grpo",), architecture="Llama"),
+    "torch, capped logits": Row(TORCH, cases=("grpo",), architecture="Gemma2"),
+    "torch, experts, tp 2": Row(
+        TORCH,
+        layout={"tensor_model_parallel_size": 2},
+        cases=("grpo",),
+        architecture="Qwen3Moe",
+    ),
+    "torch, CPU offload": Row(TORCH, layout={"fsdp_cpu_offload": True}, cases=("grpo",)),
     "torch, 2 ranks replicated": Row(f"{HERE}:replicated", cases=("grpo", "sequences")),
 }
 PAIRS = [(row, case) for row, its in ROWS.items() for case in its.cases]
@@ -78,6 +88,53 @@ def test_it_makes_the_steps_of_one_process(row, case, pair, models, alone):
     for rank in ranks:
         same_metrics(rank["metrics"], expected["metrics"])
     same_weights(ranks[0]["weights"], expected["weights"])
+
+
+SAVED = {
+    "dp 2": {},
+    "tp 2": {"tensor_model_parallel_size": 2},
+    "cp 2": {"context_parallel_size": 2},
+    "1 rank": None,
+}
+"""Layouts of a torch state, in the order in which it goes through them; None: one process."""
+
+
+def test_a_state_goes_from_layout_to_layout(pair, models, alone, tmp_path):
+    own, settings = models("Qwen3"), settings_of("grpo")
+    state, weights = None, None
+    for step, (name, layout) in enumerate(SAVED.items()):
+        told = {
+            "case": asdict(Case(**own, settings=settings, layout=layout or {})),
+            "steps": (step, step + 1),
+            "load_from": state,
+            "save_into": str(tmp_path / name),
+        }
+        if layout is None:
+            ranks = [trained(0, 1, f"{HERE}:alone", **told)]
+        else:
+            ranks = pair.call(f"{HERE}:trained", make=TORCH, **told)
+        assert all(rank["facts"] == ranks[0]["facts"] for rank in ranks)
+        state, weights = (str(tmp_path / name), ranks[0]["facts"]), ranks[0]["weights"]
+    told = asdict(Case(**own, settings=settings))
+    expected = trained(0, 1, f"{HERE}:alone", told, steps=(0, len(SAVED)))
+    same_weights(weights, expected["weights"])
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".safetensors"}
+
+
+def test_training_goes_on_while_a_state_is_written(pair, models, tmp_path):
+    told = asdict(Case(**models("Qwen3"), settings=settings_of("grpo")))
+    for folder in ("whole", "behind"):
+        (tmp_path / folder).mkdir()
+    saved = pair.call(f"{HERE}:saved_behind", make=TORCH, case=told, directory=str(tmp_path))
+    assert saved == [True, True]
+
+
+def test_an_export_is_what_the_ranks_hold(pair, models, tmp_path):
+    told = asdict(Case(**models("Qwen3Moe"), settings=settings_of("grpo")))
+    place = str(tmp_path / "exported")
+    weights = pair.call(f"{HERE}:exported", make=TORCH, case=told, path=place)[0]
+    got = {name: p.flatten().tolist() for name, p in load(place).state_dict().items()}
+    assert got == weights
 
 
 def same_metrics(got_steps, want_steps):

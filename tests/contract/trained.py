@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 import transformers
 
+from dovetail.checkpoint.hf_export import save_hf_tensors
+from dovetail.checkpoint.hf_names import named_tensors
 from dovetail.trainers.data_parallel import ALONE, DataParallel
 from tests.unit.trainers.tiny import make_model, make_rows, make_trainer
 
@@ -62,7 +64,9 @@ def load(path):
 
 
 def settings_of(case):
-    return {"optimizer": {"lr": 1e-2, "clip_grad": 0.5}, **CASES[case]}
+    """AdamW divides by the gradient's size: at its usual epsilon an entry whose gradient is
+    rounding noise would take steps of full length in any direction."""
+    return {"optimizer": {"lr": 1e-2, "clip_grad": 0.5, "adam_eps": 1e-6}, **CASES[case]}
 
 
 def alone(rank, world, case):
@@ -91,6 +95,36 @@ def trained(rank, world, make, case, steps=(0, STEPS), load_from=None, save_into
         Path(save_into).mkdir(exist_ok=True)
         facts = trainer.save_into(Path(save_into))
     return {"metrics": metrics, "weights": weights if rank == 0 else None, "facts": facts}
+
+
+def saved_behind(rank, world, make, case, directory):
+    """Whether a state written in the background, while the trainer went on, is that of before."""
+    trainer, place = maker(make)(rank, world, Case(**case)), Path(directory)
+    trainer.train(rows_of(0), 0)
+    facts = trainer.save_into(place / "whole")
+    same = trainer.save_into(place / "behind", in_background=True) == facts
+    trainer.train(rows_of(1), 1)
+    trainer.finish_save()
+    kept = []
+    for folder in ("whole", "behind"):
+        trainer.load_from(place / folder, facts)
+        kept.append(dict(trainer.backend.hf_tensors()))
+    return same and all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
+
+
+def exported(rank, world, make, case, path):
+    """The weights after a step, by the names that one process has for them."""
+    trainer, case = maker(make)(rank, world, Case(**case)), Case(**case)
+    trainer.train(rows_of(0), 0)
+    model = load(case.policy)
+    save_hf_tensors(model, trainer.backend.hf_tensors(), None, path, writes=rank == 0)
+    dist.barrier()
+    read = load(path)
+    sent = dict(trainer.backend.hf_tensors())
+    again = dict(named_tensors(read))
+    assert sent.keys() == again.keys()
+    assert all(torch.equal(sent[name], again[name]) for name in sent)
+    return {name: p.flatten().tolist() for name, p in read.state_dict().items()}
 
 
 def maker(name):

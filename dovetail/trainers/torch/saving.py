@@ -30,8 +30,16 @@ class ShardFiles:
     """Writes and reads states; all ranks of `group` call it alike. None: this rank is alone."""
 
     def __init__(self, group: dist.ProcessGroup | None = None):
-        self.group = group
+        self._ranks = None if group is None else dist.get_process_group_ranks(group)
+        self._group: dist.ProcessGroup | None = None
         self._writing: Future[Any] | None = None
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """One of its own: a save in the background talks while training does."""
+        if self._ranks is not None and self._group is None:
+            self._group = dist.new_group(self._ranks, backend="gloo")
+        return self._group
 
     def write(
         self, directory: Path, tensors: Mapping[str, torch.Tensor], in_background: bool
@@ -42,14 +50,14 @@ class ShardFiles:
             CheckpointError: a file can't be written, on whichever rank.
         """
         self.finish()
-        writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
+        group = self.group
         how: dict[str, Any] = {
-            "storage_writer": writer,
-            "process_group": self.group,
-            "no_dist": self.group is None,
+            "storage_writer": HuggingFaceStorageWriter(str(directory), save_distributed=True),
+            "process_group": group,
+            "no_dist": group is None,
         }
         state = {name: tensor.detach() for name, tensor in tensors.items()}
-        if in_background and self.group is not None:
+        if in_background and group is not None:
             started = dcp.async_save(state, **how)
             assert isinstance(started, Future)
             self._writing = started

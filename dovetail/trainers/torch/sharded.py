@@ -162,8 +162,8 @@ class Sharded:
         return float((sums.sum() + everywhere).sqrt())
 
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """See `Backend.hf_tensors`. Every rank gets whole tensors; a unit at a time is gathered, in
-        the type in which passes compute."""
+        """See `Backend.hf_tensors`. Every rank gets whole tensors, each a copy; a unit at a time is
+        gathered, in the type in which passes compute."""
         from transformers.core_model_loading import revert_weight_conversion
 
         self.passed()
@@ -172,7 +172,9 @@ class Sharded:
             unit.unshard()
             try:
                 own = {name: self._whole(name) for name in names[prefix]}
-                yield from revert_weight_conversion(self.model, own).items()
+                for name, tensor in revert_weight_conversion(self.model, own).items():
+                    # The unit's memory is given up below, whoever still looks at it.
+                    yield name, tensor.clone()
             finally:
                 unit.reshard()
 
