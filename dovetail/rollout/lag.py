@@ -206,7 +206,9 @@ class LagWindow:
     def next(self) -> int | None:
         """The waiting group that the step shall look at next: `keep` it, or let it go. None: wait
         for another to finish. Those of `overdue` are passed over."""
-        first = None if self.full else self._waiting.first(self.is_stale)
+        # Over-sampling may leave groups for a step that may not begin yet.
+        too_early = self.step > self.version + self.max_lag
+        first = None if self.full or too_early else self._waiting.first(self.is_stale)
         if first is None:
             return None
         oldest, group = first
