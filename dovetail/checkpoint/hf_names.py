@@ -39,6 +39,8 @@ def _by_layer(model: PreTrainedModel) -> Iterator[dict[str, torch.Tensor]]:
     first = {_place(tensor): name for name, tensor in own.items() if name not in tied}
     layers: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in own.items():
+        if tensor.is_meta and name in tied:
+            continue
         if first.setdefault(_place(tensor), name) == name:
             found = _LAYER.match(name)
             layers.setdefault(found[0] if found else "", {})[name] = tensor
@@ -47,6 +49,6 @@ def _by_layer(model: PreTrainedModel) -> Iterator[dict[str, torch.Tensor]]:
 
 def _place(tensor: torch.Tensor) -> tuple[object, ...]:
     """Equal for names of the same values."""
-    if tensor.numel() == 0:
+    if tensor.numel() == 0 or tensor.is_meta:
         return (id(tensor),)
     return (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)

@@ -188,7 +188,7 @@ class Parts:
     def _models(self) -> Models:
         if self.on_ray is None or not self.plan.trainer_ranks:
             return Models(self.config, self.plan)
-        from dovetail.run.on_ray import SkeletonModels
+        from dovetail.run.rank_models import SkeletonModels
 
         return SkeletonModels(self.config, self.plan)
 

@@ -96,18 +96,24 @@ class Models:
             model = self._load_model(path)
         except (ConfigError, CheckpointError) as error:
             raise type(error)(f"the {what} of {cure(leaf)}: {error}") from error
-        if self.processor is not None and not hf.takes_images(model.config):
+        if self.processor is not None and not self._takes_images(model):
             raise ConfigError(
                 f"the {what} {path} takes only text, and prompts have images (multimodal_keys); "
                 f"use a vision-language model: {cure(leaf, 'DIR')}"
             )
-        own, its = (len(m.get_input_embeddings().weight) for m in (self.model, model))
+        own, its = (self._vocabulary(m) for m in (self.model, model))
         if its < own:
             raise ConfigError(
                 f"the {what} {path} knows {its} tokens, the policy {own}; use one with the "
                 f"policy's vocabulary: {cure(leaf, 'DIR')}"
             )
         return model
+
+    def _vocabulary(self, model: Any) -> int:
+        return len(model.get_input_embeddings().weight)
+
+    def _takes_images(self, model: Any) -> bool:
+        return hf.takes_images(model.config)
 
     def _trained(self, model: Any) -> Any:
         if self.config.model.gradient_checkpointing:

@@ -15,12 +15,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dovetail.checkpoint import hf
 from dovetail.config.leaves import cure
 from dovetail.config.run import RunConfig
 from dovetail.hooks import ArgsView
 from dovetail.observe.run_dir import RunDir
-from dovetail.run.models import Models
 from dovetail.run.policy import RemotePolicy
 from dovetail.run.schedule import Schedule
 from dovetail.runtime.plan import Device, Plan
@@ -38,14 +36,6 @@ if TYPE_CHECKING:
     from dovetail.run.build import Parts
 
 _ENV = ("OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME")
-
-
-class SkeletonModels(Models):
-    """Of a run whose weights are in other processes: names and shapes alone."""
-
-    def _load_model(self, path: str | None) -> Any:
-        own = self.config.model
-        return hf.load_skeleton(str(path), own.dtype, own.trust_remote_code)
 
 
 class OnRay:

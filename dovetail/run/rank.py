@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 
 from dovetail.batch.rows import TrainRow
-from dovetail.checkpoint import hf
+from dovetail.checkpoint.hf_export import save_hf_tensors
 from dovetail.checkpoint.rng import capture_rng, restore_rng, seed_all
 from dovetail.checkpoint.state import decode_part, encode_part
 from dovetail.config.run import RunConfig
@@ -29,11 +29,13 @@ from dovetail.hooks import ArgsView, BoundHook, bind, spec_of
 from dovetail.hooks.load import admit_foreign_imports
 from dovetail.run.engines import weights_store
 from dovetail.run.models import Models
+from dovetail.run.rank_models import ShardedModels, SkeletonModels
 from dovetail.run.schedule import Schedule
 from dovetail.run.training import TRAINING_SLOTS, export_critic, make_trainer
 from dovetail.runtime.plan import Plan
 from dovetail.trainers.data_parallel import ALONE, DataParallel
 from dovetail.trainers.sums import WorstToken
+from dovetail.trainers.torch.mesh import Mesh, make_mesh
 from dovetail.transport.sender import Sender
 from dovetail.types.errors import BrokenUpdateError, TrainError
 from dovetail.types.weights import Snapshot
@@ -71,6 +73,7 @@ class RankWorker:
         self.rank, self.job = rank, Job(**job)
         self.config = RunConfig.model_validate(self.job.config)
         self._store: dist.Store | None = None
+        self._mesh: Mesh | None = None
         self._saved_rng = f"rng_{rank:05d}"
 
     # Meeting
@@ -132,7 +135,7 @@ class RankWorker:
         config, job = self.config, self.job
         self.args = ArgsView(config, job.passthrough, **job.facts, rank=self.rank, world=job.world)
         self.hooks = self._bound()
-        self.models = Models(config, self._plan())
+        self.models = self._models()
         seed_all(config.model.seed)
         trainer = make_trainer(self, Schedule(**job.schedule), lambda done, total: None)
         assert trainer is not None, "a run that trains nothing has no ranks"
@@ -142,9 +145,15 @@ class RankWorker:
     @property
     def parallel(self) -> DataParallel:
         """This rank's place among those that share the rows."""
+        return ALONE if self._mesh is None else self._mesh.parallel
+
+    def _models(self) -> Models:
+        plan = self._plan()
         if self.job.world == 1:
-            return ALONE
-        return DataParallel(self.rank, self.job.world, dist.group.WORLD)
+            return Models(self.config, plan)
+        own = self.config.trainer
+        self._mesh = make_mesh(own, self.rank, self.job.world, self.job.device)
+        return ShardedModels(self.config, plan, self._mesh)
 
     def _plan(self) -> Plan:
         return Plan(
@@ -220,7 +229,7 @@ class RankWorker:
     @property
     def _sender(self) -> Sender:
         if self._store_of_weights is None:
-            self._store_of_weights = weights_store(self.models)
+            self._store_of_weights = weights_store(SkeletonModels(self.config, self._plan()))
         return self._store_of_weights
 
     def retire(self, version: int) -> None:
@@ -230,8 +239,14 @@ class RankWorker:
 
     def export(self, path: str) -> None:
         """Write a Hugging Face directory: rank 0, while all gather."""
-        if self.rank == 0:
-            hf.save_hf(self.models.model, self.models.tokenizer, path)
+        origin = SkeletonModels(self.config, self._plan())
+        save_hf_tensors(
+            origin.model,
+            self.trainer.backend.hf_tensors(),
+            origin.tokenizer,
+            path,
+            writes=self.rank == 0,
+        )
 
     def export_critic(self) -> None:
         """Write the critic where critic_save says."""
