@@ -3,42 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dovetail.checkpoint.hf_names import named_tensors
-from dovetail.checkpoint.hf_weights import fitted, read_weights
-from dovetail.run.taken import Taken
-from dovetail.transport.receive import SnapshotReader, is_snapshot
+from dovetail.run.taken import KEEPS, Reading, Taken
 from dovetail.transport.tensor_files import tensor_digest
-from dovetail.types import CheckpointError, EngineError, ScoreRequest
+from dovetail.types import EngineError, ScoreRequest
 from dovetail.types.weights import Meeting
 
 if TYPE_CHECKING:
     from dovetail.engines.embedded.engine import EmbeddedEngine
 
 _PROBE_S = 20.0
-_CURE = "The engine keeps the weights that it has"
-
-
-@contextlib.contextmanager
-def _read(reader: SnapshotReader, directory: Path, model: Any) -> Iterator[dict[str, Any]]:
-    """The weights in `directory` by the names of the model's parameters; valid meanwhile."""
-    try:
-        if is_snapshot(directory):
-            with reader.opened(directory) as found:
-                yield fitted(found.tensors, model, f"the weights in {directory}", _CURE)
-        else:
-            yield read_weights(directory, model, _CURE)
-    except CheckpointError:
-        raise
-    except OSError as error:
-        raise CheckpointError(f"{directory} can't be read: {error.strerror}. {_CURE}") from error
 
 
 class SteeredEngine:
@@ -47,16 +28,24 @@ class SteeredEngine:
     Args:
         engine: gives the engine, once it is there.
         model: gives the model whose tensors it reads.
+        before_reading: the user's function that is told of each directory and version before
+            anything of it is read.
     """
 
-    def __init__(self, engine: Callable[[], EmbeddedEngine], model: Callable[[], Any]) -> None:
+    def __init__(
+        self,
+        engine: Callable[[], EmbeddedEngine],
+        model: Callable[[], Any],
+        before_reading: Callable[[str, int | None], object] | None = None,
+    ) -> None:
         self._get_engine, self._get_model = engine, model
         self._paused = self._asleep = False
         self._turn = asyncio.Lock()
         """One change of weights after another."""
         self._snapshot: dict[str, torch.Tensor] | None = None
         self._probes = itertools.count()
-        self._reader = SnapshotReader()
+        self._reading = Reading(model)
+        self._before_reading = before_reading
 
     @property
     def _engine(self) -> EmbeddedEngine:
@@ -89,14 +78,16 @@ class SteeredEngine:
             EngineError: they are not those that the run wrote there.
         """
         async with self._turn:
-            reading = _read(self._reader, directory, self._get_model())
-            tensors = await asyncio.to_thread(reading.__enter__)
+            if self._before_reading is not None:
+                await asyncio.to_thread(self._before_reading, str(directory), version)
+            tensors = await asyncio.to_thread(self._reading.begin, directory)
             try:
                 waiting = self._engine.num_open
                 new = self._engine.weight_version + 1 if version is None else version
                 await self._engine.receive_weights(new, tensors.items())
+                self._reading.taken()
             finally:
-                reading.__exit__(None, None, None)
+                self._reading.end()
             return waiting
 
     async def meet(self, meeting: Meeting, version: int) -> None:
@@ -107,7 +98,8 @@ class SteeredEngine:
             CheckpointError: they are another model's; the old ones are as they were.
         """
         async with self._turn:
-            taking = Taken(self._get_model(), _CURE)
+            self._reading.forget()
+            taking = Taken(self._get_model(), KEEPS)
             await self._engine.pause()
             try:
                 tensors = await asyncio.to_thread(taking.take, meeting)
@@ -158,6 +150,7 @@ class SteeredEngine:
             if action == "snapshot":
                 self._snapshot = {name: tensor.detach().clone() for name, tensor in own.items()}
             elif action == "reset_tensors":
+                self._reading.forget()
                 noise = [(name, torch.randn_like(tensor)) for name, tensor in own.items()]
                 await self._engine.receive_weights(self.weight_version, noise)
             else:

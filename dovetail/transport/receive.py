@@ -38,15 +38,22 @@ def check_whole(directory: Path) -> int:
     Sizes are always compared; digests where the writer made them, which is on disks.
 
     Raises:
-        EngineError: it is not a snapshot, or damaged.
+        EngineError: it is not a snapshot, or damaged, or one that it builds on is.
     """
+    manifest = manifest_of(directory)
+    for link in manifest.get("chain", [])[:-1]:
+        _check_files(directory.parent / link["directory"])
+    _check_files(directory)
+    return int(manifest["version"])
+
+
+def _check_files(directory: Path) -> None:
     manifest = manifest_of(directory)
     for name, facts in manifest["files"].items():
         path = directory / name
         _check_size(path, facts["size_bytes"])
         if facts["sha256"] is not None and file_digest(path) != facts["sha256"]:
             raise EngineError(f"the weights in {path} are not those that were written")
-    return int(manifest["version"])
 
 
 def read_snapshot(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -107,10 +114,10 @@ class SnapshotReader:
         return key, self._maps[key]
 
     def _keep(self, used: set[tuple[int, int, int]]) -> None:
-        """What was used neither now nor the last time is let go."""
+        """What was used neither now nor the last time is let go. Never closed: a tensor that looks
+        into it keeps it from going, but not from being closed."""
         for key in self._maps.keys() - used - self._last:
-            with contextlib.suppress(BufferError):
-                self._maps.pop(key).close()
+            del self._maps[key]
         self._last = used
 
 
@@ -127,6 +134,9 @@ def manifest_of(directory: Path) -> dict[str, Any]:
         for name, facts in files.items():
             good = good and os.path.basename(name) == name
             good = good and isinstance(facts["size_bytes"], int) and "sha256" in facts
+        for link in found.get("chain", []):
+            good = good and os.path.basename(link["directory"]) == link["directory"]
+            good = good and isinstance(link["state"], str)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EngineError(f"{directory} has no readable weights: {error!r}") from error
     if not good:

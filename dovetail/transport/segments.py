@@ -69,9 +69,7 @@ class _Segment:
     def close(self) -> None:
         self.path.unlink(missing_ok=True)
         os.close(self._handle)
-        # Tensors may still look into it; it goes with the last of them.
-        with contextlib.suppress(BufferError):
-            self.memory.close()
+        # The memory is not closed: it goes with the last tensor that looks into it.
 
 
 class SegmentFile:

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from dovetail.transport.broadcast import BroadcastSending
 from dovetail.transport.buckets import Sending, send_all
+from dovetail.transport.delta import DeltaStore
 from dovetail.transport.handles import HandleSending
 from dovetail.transport.meeting import PATIENCE_S, Host, Table
 from dovetail.transport.place import MEETINGS, Wanted
@@ -70,6 +71,8 @@ def make_sender(
     """
     if wanted.transport in MEETINGS:
         return MeetingSender(wanted)
+    if wanted.delta:
+        return DeltaStore(wanted, model_dir, written)
     return SnapshotStore(wanted, model_dir, written)
 
 

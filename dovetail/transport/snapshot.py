@@ -141,7 +141,8 @@ class SnapshotStore:
         (aside / INDEX).write_text(json.dumps(index), encoding="utf-8")
         for path in (self.directory / COMMON).iterdir():
             os.link(path, aside / path.name)
-        manifest = {"version": version, "num_bytes": num_bytes, "files": files}
+        about = {"version": version, "num_bytes": num_bytes, "files": files}
+        manifest = {**about, **self._facts(version)}
         (aside / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
         return num_bytes, digests
 
@@ -151,10 +152,11 @@ class SnapshotStore:
         name, number = "", 0
         try:
             for tensor_name, tensor in tensors:
-                if file is None or not file.layout.takes(tensor_name, tensor):
-                    if file is not None:
-                        yield name, file
-                    number, file = number + 1, None
+                if file is not None and not file.layout.takes(tensor_name, tensor):
+                    yield name, file
+                    file = None
+                if file is None:
+                    number += 1
                     name = f"model-{number:05d}.safetensors"
                     file = self._open(aside / name, number - 1, tensor)
                 file.put(tensor_name, tensor)
@@ -173,6 +175,10 @@ class SnapshotStore:
         file = self._segments.file(number, first.nbytes)
         os.link(file.path, path)
         return file
+
+    def _facts(self, version: int) -> dict[str, Any]:
+        """What else the manifest says."""
+        return {}
 
     def _failed(self, version: int, error: OSError) -> EngineError:
         free = shutil.disk_usage(self.directory).free

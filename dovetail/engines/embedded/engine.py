@@ -220,10 +220,10 @@ class EmbeddedEngine:
         await self.pause()
         if tensors is not None:
             self._copy_weights(tensors)
+            self._spoiled = None
         if tensors is not None or version != self.weight_version:
             self._core.scheduler.reset()
         self.weight_version = self._core.version = version
-        self._spoiled = None
         if not was_paused:
             await self.resume()
 
@@ -240,7 +240,7 @@ class EmbeddedEngine:
         self._core.cache.release()
 
     def spoil(self, reason: str) -> None:
-        """Its weights are no version's: it answers nothing until `receive_weights`. In a pause."""
+        """Its weights are no version's: it answers nothing until it receives some. In a pause."""
         self._spoiled = EngineError(f"the engine's weights are of no use: {reason}")
 
     def _check(self, request: GenerateRequest) -> None:
@@ -390,8 +390,8 @@ class EmbeddedEngine:
 
 def _as_engine_error(error: Exception, what: str) -> EngineError:
     known = isinstance(error, EngineError)
-    failure = EngineError(str(error) if known else f"{what} failed: {type(error).__name__}: {error}")
-    failure.__cause__ = error
+    said = str(error) if known else f"{what} failed: {type(error).__name__}: {error}"
+    (failure := EngineError(said)).__cause__ = error
     return failure
 
 
