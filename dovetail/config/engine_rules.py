@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from dovetail.config.leaves import cure
 from dovetail.config.run import RunConfig
+from dovetail.config.weight_rules import apart, weight_notes, weight_rules
 
 _OF_EMBEDDED = ("engine_fused", "engine_cuda_graphs", "engine_kv_tokens")
 _OF_STARTED = ("engine_python", "engine_max_running", "engine_memory_gb")
@@ -17,6 +18,9 @@ _OF_PROCESSES = (
     "engine_start_timeout_s",
     "weight_transport",
     "update_weight_disk_dir",
+    "update_weight_mode",
+    "update_weight_buffer_size",
+    "check_weight_update_equal",
     "server_concurrency",
     "use_fault_tolerance",
     "rollout_health_check_interval",
@@ -31,8 +35,8 @@ def engine_rules(config: RunConfig) -> Iterator[str]:
     own = config.engine
     wrong = list(_external(config)) if own.rollout_external_engine_addrs else []
     yield from wrong
-    if own.in_processes and not wrong:
-        yield from _transport(config)
+    if not wrong:
+        yield from weight_rules(config)
     if own.in_processes and config.data.multimodal_keys:
         yield (
             "multimodal_keys gives prompts with images, which only the embedded engine of the "
@@ -82,27 +86,11 @@ def _good(url: str) -> bool:
     return named and bare and parts.scheme in ("http", "https")
 
 
-def _transport(config: RunConfig) -> Iterator[str]:
-    own = config.engine
-    if own.update_weight_disk_dir is not None:
-        return
-    if own.weight_transport == "disk":
-        yield (
-            "weight_transport 'disk' has no place to write to; "
-            f"{cure('update_weight_disk_dir', 'DIR')}"
-        )
-    elif not own.all_local:
-        yield (
-            "engines of other machines do not see this one's memory; give a directory for the "
-            "weights that all of them see under the same path: "
-            f"{cure('update_weight_disk_dir', 'DIR')}"
-        )
-
-
 def engine_notes(config: RunConfig) -> Iterator[str]:
     """One line for each setting without effect."""
     own = config.engine
-    if not own.in_processes:
+    yield from weight_notes(config)
+    if not apart(config):
         yield from _idle(config, _OF_PROCESSES, "the engine is in the run's own process")
         yield from _idle(config, _OF_FLEETS, "there is one engine, in the run's own process")
         return

@@ -76,6 +76,7 @@ def evaluation_notes(config: RunConfig) -> Iterator[str]:
 
 SERVER_HOOKS = {
     "router_middleware_paths",
+    "sglang_custom_pull_weights_pre_read_hook",
     "session_message_matcher",
     "session_sample_picker_path",
     "session_sample_postprocessor_path",

@@ -35,7 +35,6 @@ _OF_CLUSTERS = {
         "distributed_timeout_minutes",
     ),
     "checkpoint": ("async_save",),
-    "engine": ("update_weight_buffer_size",),
 }
 """By section: what only a trainer of several ranks reads."""
 
@@ -43,14 +42,30 @@ _OF_CLUSTERS = {
 def placement_rules(config: RunConfig) -> Iterator[str]:
     """Ways of living together that can't be."""
     asked = {
-        "train_backend": config.trainer.train_backend != "torch",
         "lora_rank": config.trainer.lora_rank > 0,
-        "check_weight_update_equal": config.engine.check_weight_update_equal,
-        "update_weight_mode": config.engine.update_weight_mode != "full",
-        "weight_transport": config.engine.weight_transport in ("cuda_ipc", "broadcast"),
     }
+    if config.trainer.train_backend == "megatron":
+        yield from _megatron_rules(config)
     for leaf in (leaf for leaf, wanted in asked.items() if wanted):
         yield f"{leaf} has only its default in this version; leave {cure(leaf)} out"
+
+
+def _megatron_rules(config: RunConfig) -> Iterator[str]:
+    """What Megatron's trainer can't be asked."""
+    backend = cure("train_backend", "torch")
+    if config.runtime.mode == "local":
+        yield (
+            "train_backend 'megatron' trains in processes of its own: the engine of mode local "
+            f"shares its weights with the trainer; add {cure('mode', 'disaggregated')}, or "
+            "--colocate"
+        )
+    if config.has_critic:
+        yield (
+            f"advantage_estimator {config.algorithm.advantage_estimator!r} has a critic, which "
+            f"train_backend 'megatron' has not; use {backend}"
+        )
+    if config.data.multimodal_keys:
+        yield f"multimodal_keys: train_backend 'megatron' takes only text; use {backend}"
 
 
 def placement_notes(config: RunConfig) -> Iterator[str]:

@@ -109,6 +109,7 @@ def build(resolved: Resolved) -> Run:
         named_tensors=_weights(parts),
         log_rollout=parts.hooks.get("custom_rollout_log_function"),
         log_eval=parts.hooks.get("custom_eval_rollout_log_function"),
+        after_save=parts.hooks.get("custom_megatron_post_save_hook"),
         learn=parts.args.learn,
         router=parts.router,
         check_hooks=raise_if_overdue,
@@ -164,7 +165,13 @@ class Parts:
         self.models = self._models()
         has_fleet = self.samples and not self.plan.shares_tensors
         self.fleet = (
-            make_fleet(config, self.models, resolved.passthrough, self.on_ray)
+            make_fleet(
+                config,
+                self.models,
+                resolved.passthrough,
+                self.on_ray,
+                self.hooks.get("custom_update_weight_post_write"),
+            )
             if has_fleet
             else None
         )

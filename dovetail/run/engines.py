@@ -29,16 +29,29 @@ if TYPE_CHECKING:
 
 
 def make_fleet(
-    config: RunConfig, models: Models, passthrough: dict[str, Any], on_ray: OnRay | None = None
+    config: RunConfig,
+    models: Models,
+    passthrough: dict[str, Any],
+    on_ray: OnRay | None = None,
+    post_write: Callable[..., object] | None = None,
 ) -> Fleet:
     """The engines of a run, none of them started; `on_ray`: their processes live there.
+
+    Args:
+        post_write: called with the directory of each version that is written, and the engines'
+            addresses, before any of them learns of it.
 
     Raises:
         DovetailError: an engine's own settings are wrong, or it is not installed.
     """
     settings = config.engine
     row = engine_row(settings.rollout_engine)
-    return Fleet(
+
+    def written(directory: Path) -> None:
+        if post_write is not None:
+            post_write(str(directory), list(fleet.pool.workers))
+
+    fleet = Fleet(
         _specs(row, config, models, passthrough, on_ray),
         pool=PoolSettings(
             policy=config.router.router_policy,
@@ -56,9 +69,10 @@ def make_fleet(
             waits_for_attached="engine_start_timeout_s" in settings.model_fields_set,
             repairs=settings.use_fault_tolerance,
         ),
-        store=(lambda: weights_store(models)) if on_ray is None else on_ray.weights,
+        store=(lambda: weights_store(models, None, written)) if on_ray is None else on_ray.weights,
         connect=functools.partial(_connect, row, models),
     )
+    return fleet
 
 
 def weights_of(models: Models) -> Callable[[], Iterable[tuple[str, torch.Tensor]]]:
@@ -133,6 +147,9 @@ def _launch(
 ) -> Any:
     settings = config.engine
     own = {leaf: getattr(settings, leaf) for leaf in row.leaves}
+    before_reading = config.hooks.sglang_custom_pull_weights_pre_read_hook
+    if before_reading is not None and row.path is not None:
+        own["sglang_custom_pull_weights_pre_read_hook"] = before_reading
     return load(row.launch)(
         LaunchSettings(
             model_dir=Path(str(config.model.hf_checkpoint)).resolve(),

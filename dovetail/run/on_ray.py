@@ -114,6 +114,7 @@ class OnRay:
                 "device": "cuda" if self._has_gpus else "cpu",
                 "num_threads": self._threads,
                 "world": len(ranks),
+                "address": self._address_for_engines(),
             }
 
         def where() -> tuple[Placement, list[Place]]:
@@ -128,6 +129,12 @@ class OnRay:
         self.turns = Turns(group if moves else None, fleet if sleep else None)
         self._group = group
         return RemotePolicy(group, self.turns, fleet, self.open)
+
+    def _address_for_engines(self) -> str | None:
+        """Of rank 0, where some engine is on another machine."""
+        own = self._places[self._plan.trainer_ranks[0].device].address
+        others = {self.host(engine) for engine in range(len(self._plan.engines))}
+        return own if others - {own} else None
 
     def weights(self) -> RankWeights:
         """What carries weights from the ranks to the engines."""

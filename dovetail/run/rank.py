@@ -55,6 +55,8 @@ class Job:
     num_threads: int
     """Of each rank."""
     world: int
+    address: str | None = None
+    """Of rank 0's machine, where engines are on others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,13 +145,19 @@ class RankWorker:
         self._store_of_weights: Sender | None = None
 
     @property
+    def passthrough(self) -> dict[str, Any]:
+        """Settings that are handed through."""
+        return self.job.passthrough
+
+    @property
     def parallel(self) -> DataParallel:
         """This rank's place among those that share the rows."""
         return ALONE if self._mesh is None else self._mesh.parallel
 
     def _models(self) -> Models:
         plan = self._plan()
-        if self.job.world == 1:
+        if self.job.world == 1 or self.config.trainer.train_backend == "megatron":
+            # Loads what is asked for only, and Megatron reads the policy itself.
             return Models(self.config, plan)
         own = self.config.trainer
         self._mesh = make_mesh(own, self.rank, self.job.world, self.job.device)
@@ -229,7 +237,15 @@ class RankWorker:
     @property
     def _sender(self) -> Sender:
         if self._store_of_weights is None:
-            self._store_of_weights = weights_store(SkeletonModels(self.config, self._plan()))
+            models = SkeletonModels(self.config, self._plan())
+            path = self.config.hooks.custom_update_weight_post_write_path
+            hook = bind("custom_update_weight_post_write", path, self.args) if path else None
+            self._store_of_weights = weights_store(
+                models,
+                self.job.address,
+                # Where the engines are is known to the run's own process only.
+                None if hook is None else lambda directory: hook(str(directory), []),
+            )
         return self._store_of_weights
 
     def retire(self, version: int) -> None:

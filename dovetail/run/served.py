@@ -18,17 +18,18 @@ from dovetail.hooks import ArgsView, BoundHook, bind_hooks
 from dovetail.router import worker_control
 from dovetail.run.embedded import make_serving
 from dovetail.run.models import Models
+from dovetail.run.restored import restore_policy
 from dovetail.run.serving import make_server
 from dovetail.run.steered import SteeredEngine
 from dovetail.runtime.compute import compute_thread
 from dovetail.runtime.machine import cluster_here
 from dovetail.runtime.plan import serving_plan
-from dovetail.trainers.torch.restore import restore_weights
 
 if TYPE_CHECKING:
     from dovetail.engines.embedded.engine import EmbeddedEngine
 
-_OWNERS = ("router", "session server")
+_OWNERS = ("router", "session server", "weights on disk")
+_BEFORE_READING = "sglang_custom_pull_weights_pre_read_hook"
 
 
 class ServedParts:
@@ -49,7 +50,11 @@ class ServedParts:
         self.models: Models = Models(config, self.plan)
         self.fleet = None
         routes = worker_control.routes(
-            SteeredEngine(lambda: self.engine, lambda: self.models.model)
+            SteeredEngine(
+                lambda: self.engine,
+                lambda: self.models.model,
+                self.hooks[_BEFORE_READING].native if _BEFORE_READING in self.hooks else None,
+            )
         )
         if config.engine.in_processes:
             # Of no use to the many engines that run without one.
@@ -72,7 +77,7 @@ class ServedParts:
         if load is None:
             return 0
         checkpoint = load_checkpoint(load)
-        restore_weights(self.models.model, checkpoint.part("policy")[0])
+        restore_policy(self.models.model, checkpoint)
         return checkpoint.step
 
     @property

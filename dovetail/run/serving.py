@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dovetail.config.run import RunConfig
 from dovetail.config.sections import SessionConfig
+from dovetail.config.weight_rules import apart
 from dovetail.hooks import ArgsView, BoundHook
 from dovetail.rollout import multi_turn, session
 from dovetail.rollout.stream import NAMES as STREAMS
@@ -77,6 +78,10 @@ def hook_owners(config: RunConfig) -> set[str]:
         owners.add("asynchronous runtime")
     if "router" in owners:
         owners.add("session server")
+    if apart(config):
+        owners.add("weights on disk")
+    if config.trainer.train_backend == "megatron":
+        owners.add("megatron")
     return owners
 
 

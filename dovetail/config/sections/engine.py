@@ -71,7 +71,10 @@ class EngineConfig(Section):
     update_weight_buffer_size: int = Field(
         512 * 1024**2,
         ge=1024**2,
-        description="Bytes of full tensors that are gathered from the ranks at a time.",
+        description=(
+            "Bytes of full tensors that are gathered from the ranks, and on their way to the "
+            "engines, at a time."
+        ),
     )
     check_weight_update_equal: bool = Field(
         False,
