@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from dovetail.checkpoint.adapters import merged
+
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
@@ -15,7 +17,7 @@ _LAYER = re.compile(r".*?\.\d+\.")
 
 def named_tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     """Every weight as `save_pretrained` would write it: tied ones once, experts that the model
-    keeps in one tensor apart again.
+    keeps in one tensor apart again, adapters merged in.
 
     What needs no turning is the model's own tensor, not a copy; of what does, a layer at a time is
     in memory.
@@ -23,7 +25,7 @@ def named_tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     from transformers.core_model_loading import revert_weight_conversion
 
     for layer in _by_layer(model):
-        yield from revert_weight_conversion(model, layer).items()
+        yield from revert_weight_conversion(model, merged(model, layer)).items()
 
 
 def num_bytes(model: PreTrainedModel) -> int:

@@ -43,8 +43,13 @@ class Models:
 
     @cached_property
     def model(self) -> Any:
-        """The policy."""
-        return self._trained(self._load_model(self.config.model.hf_checkpoint))
+        """The policy, with adapters where they are trained instead of its weights."""
+        model = self._trained(self._load_model(self.config.model.hf_checkpoint))
+        if self.config.trainer.lora_rank:
+            from dovetail.trainers.torch.lora import add_adapters
+
+            add_adapters(model, self.config.trainer, self.config.model.seed)
+        return model
 
     @cached_property
     def sampled(self) -> Any:
@@ -64,10 +69,13 @@ class Models:
 
     @cached_property
     def reference(self) -> Any | None:
-        """The frozen policy that the KL is measured to; None where no KL is."""
+        """The frozen policy that the KL is measured to; None where no KL is. The policy itself
+        where it has adapters: they are off in the reference."""
         settings = self.config.model
         if not self.config.algorithm.needs_reference:
             return None
+        if settings.ref_load is None and self.config.trainer.lora_rank:
+            return self.model
         if settings.ref_load is None:
             return self._load_model(settings.hf_checkpoint)
         return self._other("reference", "ref_load", settings.ref_load)

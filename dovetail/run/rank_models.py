@@ -23,7 +23,7 @@ class ShardedModels(Models):
     @cached_property
     def model(self) -> Any:
         """The policy."""
-        return self._sharded(self.config.model.hf_checkpoint, trained=True)
+        return self._sharded(self.config.model.hf_checkpoint, trained=True, adapted=True)
 
     @cached_property
     def critic(self) -> Any | None:
@@ -42,16 +42,10 @@ class ShardedModels(Models):
     def _takes_images(self, model: Any) -> bool:
         return super()._takes_images(model.model)
 
-    def _sharded(self, path: str | None, trained: bool) -> Any:
+    def _sharded(self, path: str | None, trained: bool, adapted: bool = False) -> Any:
         own = self.config.model
         return load_sharded(
-            str(path),
-            self._mesh,
-            own.dtype,
-            trained=trained,
-            cpu_offload=self.config.trainer.fsdp_cpu_offload,
-            trust_remote_code=own.trust_remote_code,
-            adapt=_recomputing if trained and own.gradient_checkpointing else None,
+            str(path), self._mesh, own, self.config.trainer, trained=trained, adapted=adapted
         )
 
     def tokens_within(self, memory_gb: float) -> int:
@@ -65,8 +59,3 @@ class SkeletonModels(Models):
     def _load_model(self, path: str | None) -> Any:
         own = self.config.model
         return hf.load_skeleton(str(path), own.dtype, own.trust_remote_code)
-
-
-def _recomputing(model: Any, fill: Any) -> Any:
-    model.activation_checkpointing_enable()
-    return fill

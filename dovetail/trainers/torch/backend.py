@@ -35,7 +35,8 @@ class TorchBackend:
     Args:
         model: a transformers model, whole here, or a `Sharded` one, which brings its own
             `DataParallel`.
-        reference_model: frozen, and placed like it.
+        reference_model: frozen, and placed like it; `model` itself, which has adapters: it without
+            them.
         others: models beside policy and reference that see the policy's micro-batches, whose layout
             has to suit them too.
         parallel: of models that are whole.
@@ -58,7 +59,7 @@ class TorchBackend:
         self.policy, self.parallel, self.device = ScoredModel(own), own.parallel, own.device
         if routing_replay is not None:
             self.policy.routing = make_replay(own.model, routing_replay)
-        self.reference = None if reference_model is None else ScoredModel(reference_model)
+        self.reference = self._reference(model, reference_model)
         references = [] if self.reference is None else [self.reference]
         self._models, self._others = [self.policy, *references, *others], others
         self.batch_config, self.temperature = batch, temperature
@@ -66,6 +67,11 @@ class TorchBackend:
         self.files = ShardFiles(own.group)
         self.share_prompts, self.runs_ahead = True, False
         self._vocab_size = int(own.model.get_input_embeddings().weight.shape[0])
+
+    def _reference(self, model: Any, reference: Any | None) -> ScoredModel | None:
+        if reference is None:
+            return None
+        return self.policy.base() if reference is model else ScoredModel(reference)
 
     def plan(
         self, rows: Sequence[TrainRow], chosen: Sequence[int], scope: Scope = Scope.TRAINED
@@ -92,7 +98,9 @@ class TorchBackend:
     def has_reference(self) -> bool:
         return self.reference is not None
 
-    def replaying(self, rows: Sequence[TrainRow]) -> contextlib.AbstractContextManager[None]:
+    def replaying(
+        self, rows: Sequence[TrainRow], rollout_id: int = 0
+    ) -> contextlib.AbstractContextManager[None]:
         """What passes over these rows must run inside, all in one, so that later ones take the
         experts of earlier ones.
 
@@ -120,7 +128,7 @@ class TorchBackend:
     def accumulate(self, batches: Iterable[MicroBatch], loss: BatchLoss, idle: int = 0) -> None:
         """See `Backend`."""
         for batch in batches:
-            self.policy.eval_mode()
+            self.policy.train_mode()
             with self.policy.attention_for(batch):
                 match loss:
                     case PerToken():
@@ -131,6 +139,8 @@ class TorchBackend:
                         logits_NV = self.policy.logits(batch)
                         self._backward(loss.of(batch)(logits_NV), logits_NV)
             self.optimizer.collect()
+        # An engine may decode with the same modules.
+        self.policy.eval_mode()
         if self.policy.placed.shards:
             for _ in range(idle):
                 self._idle_round(isinstance(loss, OnLogits))

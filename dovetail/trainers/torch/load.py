@@ -18,6 +18,8 @@ import torch.distributed as dist
 from dovetail.checkpoint import hf
 from dovetail.checkpoint.weight_files import weight_files
 from dovetail.config.leaves import cure
+from dovetail.config.sections import ModelConfig, TrainerConfig
+from dovetail.trainers.torch.lora import add_adapters, filling_adapters
 from dovetail.trainers.torch.mesh import Mesh
 from dovetail.trainers.torch.sharded import Fill, Sharded
 from dovetail.types.errors import CheckpointError
@@ -26,31 +28,44 @@ from dovetail.types.errors import CheckpointError
 def load_sharded(
     path: Path | str,
     mesh: Mesh,
-    dtype: str,
+    model: ModelConfig,
+    trainer: TrainerConfig,
     *,
     trained: bool = True,
-    cpu_offload: bool = False,
-    trust_remote_code: bool = False,
-    adapt: Any = None,
+    adapted: bool = False,
 ) -> Sharded:
     """The model in directory `path` over the ranks of `mesh`, which all call this.
 
     Args:
-        dtype: in which passes compute; weights that are trained are float32 shards.
-        adapt: changes the model before it is sharded (adapters).
+        model: in which type passes compute, and whether activations are computed again; weights
+            that are trained are float32 shards.
+        trainer: where shards are, and the adapters.
+        trained: False: frozen.
+        adapted: low-rank adapters are trained instead of the weights, if `trainer` has a rank for
+            them.
 
     Raises:
         ConfigError: `path` is no directory, has no usable config, or the model can't be split so.
         CheckpointError: the weights are missing, damaged, incomplete or of other shapes.
     """
-    kind: torch.dtype = getattr(torch, dtype)
-    model = hf.load_skeleton(path, kind, trust_remote_code, with_buffers=True)
-    fill = fill_from(model, Path(path), kind, trust_remote_code)
-    if adapt is not None:
-        fill = adapt(model, fill)
-    made = Sharded(model, mesh, dtype=kind, trained=trained, fill=fill, cpu_offload=cpu_offload)
-    model.eval()
-    return made
+    dtype: torch.dtype = getattr(torch, model.dtype)
+    made = hf.load_skeleton(path, dtype, model.trust_remote_code, with_buffers=True)
+    fill = fill_from(made, Path(path), dtype, model.trust_remote_code)
+    if trained and model.gradient_checkpointing:
+        made.activation_checkpointing_enable()
+    if adapted and trainer.lora_rank:
+        add_adapters(made, trainer, model.seed)
+        fill = filling_adapters(fill, model.seed)
+    sharded = Sharded(
+        made,
+        mesh,
+        dtype=dtype,
+        trained=trained,
+        fill=fill,
+        cpu_offload=trainer.fsdp_cpu_offload,
+    )
+    made.eval()
+    return sharded
 
 
 def fill_from(model: Any, directory: Path, dtype: torch.dtype, trust_remote_code: bool) -> Fill:

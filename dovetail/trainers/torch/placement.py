@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
+from dovetail.checkpoint.adapters import is_adapter
 from dovetail.checkpoint.hf_names import named_tensors
 from dovetail.trainers.data_parallel import ALONE, DataParallel
 from dovetail.trainers.torch.context_parallel import ContextParallel
@@ -74,6 +75,10 @@ class Placed(Protocol):
         """See `Backend.hf_tensors`."""
         ...
 
+    def adapter_tensors(self) -> dict[str, torch.Tensor]:
+        """The adapters alone, whole, by their names in the model; all ranks call it."""
+        ...
+
 
 class Whole:
     """A model that this rank has whole; gradients are added up over the ranks before a step."""
@@ -129,6 +134,10 @@ class Whole:
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """See `Placed`."""
         return named_tensors(self.model)
+
+    def adapter_tensors(self) -> dict[str, torch.Tensor]:
+        """See `Placed`."""
+        return {n: p.detach() for n, p in self.model.named_parameters() if is_adapter(n)}
 
 
 def placed(model: Any, parallel: DataParallel = ALONE) -> Placed:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
 
+from dovetail.trainers.torch.saving import FORMAT, ShardFiles, check_format
 from dovetail.types.errors import CheckpointError
 
 
@@ -32,3 +36,29 @@ def restore_weights(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor])
                 "it was trained from another model (--hf-checkpoint, TOML: model.hf_checkpoint)"
             )
         params[name].copy_(tensor)
+
+
+def restore_sharded(model: torch.nn.Module, directory: Path, facts: Mapping[str, Any]) -> None:
+    """As `restore_weights`, of what ranks of the torch backend wrote into `directory`.
+
+    Raises:
+        CheckpointError: another kind of backend wrote it, it is damaged, or of another model.
+    """
+    check_format(facts, FORMAT, "this command")
+    saved = _saved_names(directory)
+    masters = {
+        f"master.{name}": torch.empty(param.shape)
+        for name, param in model.named_parameters()
+        if name in saved
+    }
+    ShardFiles().read(directory, masters)
+    restore_weights(model, masters)
+
+
+def _saved_names(directory: Path) -> set[str]:
+    """Of the weights that the files have a master of."""
+    found: set[str] = set()
+    for file in directory.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            found |= {key.removeprefix("master.") for key in opened.keys()}  # noqa: SIM118
+    return found

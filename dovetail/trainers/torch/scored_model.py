@@ -9,6 +9,7 @@ tree attention lines are padded.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from dovetail.algorithms.logprobs import Head
 from dovetail.batch.pack import MicroBatch, Segment
 from dovetail.trainers.torch import context_parallel, tree_attention
+from dovetail.trainers.torch.lora import adapters_off, dropping
 from dovetail.trainers.torch.placement import Placed, placed
 from dovetail.trainers.torch.routing import RoutingReplay
 from dovetail.types.errors import ConfigError
@@ -54,6 +56,7 @@ class ScoredModel:
         self.placed.passed()
         self.longest_packed = attention_window(self.model.config.get_text_config())
         """A packed sequence may have no more tokens than this: tree attention knows no window."""
+        self.without_adapters = False
         self.routing: RoutingReplay | None = None
         """Whose experts every forward over a micro-batch takes."""
 
@@ -62,6 +65,17 @@ class ScoredModel:
         """With the weights that the head has now: of a sharded model they are whole from
         `hidden` to the end of its backward pass."""
         return None if self._head is None else self._head.now()
+
+    def base(self) -> ScoredModel:
+        """The same model with its adapters off."""
+        twin = copy.copy(self)
+        twin.without_adapters, twin.routing = True, None
+        return twin
+
+    def train_mode(self) -> None:
+        """As `eval_mode`, but adapters drop inputs out."""
+        self.eval_mode()
+        dropping(self.model)
 
     def eval_mode(self) -> None:
         """No dropout, so that logprobs are those of the rollout; checkpointed layers stay
@@ -93,6 +107,8 @@ class ScoredModel:
                 stack.enter_context(self._attending(context_parallel.NAME))
             elif batch.segments:
                 stack.enter_context(self.packed_lines())
+            if self.without_adapters:
+                stack.enter_context(adapters_off(self.model))
             if self.routing is not None:
                 stack.enter_context(self.routing.around(batch, self.device))
             yield

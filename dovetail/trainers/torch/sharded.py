@@ -25,10 +25,12 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
+from dovetail.checkpoint.adapters import is_adapter, merged
 from dovetail.trainers.torch.context_parallel import ContextParallel
 from dovetail.trainers.torch.mesh import Mesh
 from dovetail.trainers.torch.placement import GradFor, Grads
 from dovetail.trainers.torch.tensor_parallel import check_splits, split_layer
+from dovetail.types.errors import ConfigError
 
 Fill = Callable[[Mapping[str, torch.nn.Parameter]], None]
 """Writes the values of these weights, which are whole and of a unit."""
@@ -73,6 +75,12 @@ class Sharded:
             if mesh.tp is not None:
                 self._partial += split_layer(model, prefix, layer, mesh.tp)
             fully_shard(layer, **self._how)
+        if mesh.tp is not None and not any(_is_split(p) for p in model.parameters()):
+            raise ConfigError(
+                f"tensor parallel ranks would split nothing of {type(model).__name__} (adapters "
+                "keep its matrices whole, or its plan is not known here); use "
+                "--tensor-model-parallel-size 1 (TOML: trainer.tensor_model_parallel_size)"
+            )
         self._make("", model, fill)
         fully_shard(model, **self._how)
         for module in self._units():
@@ -172,18 +180,27 @@ class Sharded:
             unit.unshard()
             try:
                 own = {name: self._whole(name) for name in names[prefix]}
-                for name, tensor in revert_weight_conversion(self.model, own).items():
+                whole = revert_weight_conversion(self.model, merged(self.model, own))
+                for name, tensor in whole.items():
                     # The unit's memory is given up below, whoever still looks at it.
                     yield name, tensor.clone()
             finally:
                 unit.reshard()
+
+    def adapter_tensors(self) -> dict[str, torch.Tensor]:
+        """See `Placed`."""
+        return {
+            name: param.full_tensor().detach() if isinstance(param, DTensor) else param.detach()
+            for name, param in self.model.named_parameters()
+            if is_adapter(name)
+        }
 
     def _kind(self, name: str) -> int:
         """0: whole on every rank; 1: sharded; 2: split by tensor parallelism too."""
         param = self.model.get_parameter(name)
         if not isinstance(param, DTensor):
             return 0
-        return 2 if "tp" in (param.device_mesh.mesh_dim_names or ()) else 1
+        return 2 if _is_split(param) else 1
 
     @property
     def _shard_group(self) -> dist.ProcessGroup:
@@ -262,6 +279,11 @@ def layers_of(model: Any) -> dict[str, torch.nn.Module]:
         if isinstance(module, torch.nn.ModuleList) and not _inside(name, found):
             found |= {f"{name}.{own}": child for own, child in module.named_children()}
     return found
+
+
+def _is_split(param: torch.Tensor) -> bool:
+    """By tensor parallelism."""
+    return isinstance(param, DTensor) and "tp" in (param.device_mesh.mesh_dim_names or ())
 
 
 def _inside(name: str, found: Mapping[str, Any]) -> bool:
