@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
@@ -24,10 +25,10 @@ from dovetail.run.interrupt import Interrupt, Interrupted
 from dovetail.run.leaving import users_runner
 from dovetail.run.rehearse.plan import IN_EVALUATION, rehearse_hooks
 from dovetail.run.report import Reporter, RunReport, Timer, tracker_names
+from dovetail.run.restored import restore_policy
 from dovetail.run.rollouts import make_evaluator
 from dovetail.run.validate import validate_names
 from dovetail.runtime.starting import Say
-from dovetail.trainers.torch.restore import restore_weights
 from dovetail.types import EvalOutput
 from dovetail.weights.publish import publish
 
@@ -42,6 +43,7 @@ def run_eval(resolved: Resolved) -> RunReport:
     Raises:
         DovetailError: the configuration, a hook, the data, the model or the checkpoint is at fault.
     """
+    resolved = _in_one_process(resolved)
     config = resolved.config
     check_evaluation(config)
     validate_names(config)
@@ -90,6 +92,13 @@ def run_eval(resolved: Resolved) -> RunReport:
     return RunReport(run_dir.path, 0, 0, metrics=found)
 
 
+def _in_one_process(resolved: Resolved) -> Resolved:
+    """Nothing is trained, so there is nothing for a cluster to do: engines are started here."""
+    runtime = resolved.config.runtime.model_copy(update={"mode": "local"})
+    config = resolved.config.model_copy(update={"runtime": runtime})
+    return dataclasses.replace(resolved, config=config)
+
+
 async def _publish(parts: Parts, step: int, run_dir: RunDir, say: Say) -> None:
     """Give the engine the weights, and start it first where it is not in this process."""
     fleet = parts.fleet
@@ -123,7 +132,7 @@ def _restored(parts: Parts) -> int:
     if load is None:
         return 0
     checkpoint = load_checkpoint(load)
-    restore_weights(parts.models.model, checkpoint.part("policy")[0])
+    restore_policy(parts.models.model, checkpoint)
     return checkpoint.step
 
 

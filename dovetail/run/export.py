@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dovetail.checkpoint import hf
 from dovetail.checkpoint.manager import load_checkpoint
-from dovetail.trainers.torch.restore import restore_weights
+from dovetail.run.restored import restore_policy
 from dovetail.types import CheckpointError
 
 
@@ -30,5 +30,5 @@ def export_checkpoint(source: Path, target: Path) -> Path:
         )
     trust = bool(facts["trust_remote_code"])
     model = hf.load_model(origin, facts["dtype"], "cpu", trust)
-    restore_weights(model, checkpoint.part("policy")[0])
+    restore_policy(model, checkpoint)
     return hf.save_hf(model, hf.load_tokenizer(origin, trust), target)

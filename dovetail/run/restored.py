@@ -1,0 +1,24 @@
+"""The trained policy of a checkpoint in a model of this process, whoever wrote it: one trainer, or
+ranks on a cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dovetail.checkpoint.manager import Checkpoint
+from dovetail.run.policy import POLICY
+from dovetail.trainers.torch.restore import restore_sharded, restore_weights
+
+
+def restore_policy(model: Any, checkpoint: Checkpoint) -> None:
+    """Put the weights of `checkpoint` into `model`, in place.
+
+    Raises:
+        CheckpointError: it has none that this process can read, or they are another model's.
+    """
+    if POLICY not in checkpoint.written:
+        restore_weights(model, checkpoint.part(POLICY)[0])
+        return
+    # Inside, the policy has a folder beside that of a critic.
+    own = checkpoint.written[POLICY].get(POLICY, {})
+    restore_sharded(model, checkpoint.directory(POLICY) / POLICY, own)
