@@ -36,13 +36,15 @@ def handed(settings: Mapping[str, Any], owner: str) -> dict[str, Any]:
     return {k.removeprefix(prefix): v for k, v in settings.items() if k.startswith(prefix)}
 
 
-def without_effect_notes(names: Iterable[str], owner: str | None) -> list[str]:
+def without_effect_notes(
+    names: Iterable[str], owner: str | None, trainer: str | None = None
+) -> list[str]:
     """A line for all handed-through settings that nothing in this run reads; `owner`: the prefix of
-    those that its engines do."""
-    idle = [name for name in names if name.partition("_")[0] != owner]
+    those that its engines do, `trainer`: its trainer."""
+    idle = [name for name in names if name.partition("_")[0] not in (owner, trainer)]
     if not idle:
         return []
     flags = ", ".join("--" + name.replace("_", "-") for name in idle)
     starts = {"vllm": "vLLM", "sglang": "SGLang", "megatron": "Megatron"}
-    none = [word for prefix, word in starts.items() if prefix != owner]
+    none = [word for prefix, word in starts.items() if prefix not in (owner, trainer)]
     return [f"kept, but without effect in this run: {flags} (it starts no {' or '.join(none)})"]

@@ -61,7 +61,8 @@ def resolve(
         incoming.values["use_tis"], incoming.origins["use_tis"] = True, "implied by max_lag"
         notes.append(correction)
         config = _validate(incoming)
-    notes += without_effect_notes(incoming.passthrough, engine_owner(config))
+    trains = config.trainer.train_backend
+    notes += without_effect_notes(incoming.passthrough, engine_owner(config), trains)
     return Resolved(
         config=config,
         origins={name: incoming.origins.get(name, "default") for name in leaves()},

@@ -85,6 +85,8 @@ class Run:
     """Ends what lives on a cluster, and that too if it is the run's own."""
     log_rollout: LogRollout | None = None
     log_eval: LogEval | None = None
+    after_save: Callable[[int, str, str | None], Any] | None = None
+    """`(rollout_id, checkpoint, export or None)`, when a checkpoint is there."""
     learn: Callable[..., None] = lambda **facts: None
     """Tells users' functions facts of the run, as attributes of their `args`."""
     check_hooks: Callable[[], None] = lambda: None
@@ -188,6 +190,7 @@ class Run:
     async def _publish(self, done: int, due: bool) -> None:
         controls = [engine for engine in self.engines if isinstance(engine, EngineControl)]
         if due and controls:
+            self.collecting.updating()
             await publish(controls, done, self.named_tensors)
         self.collecting.advance(done, done if due else None)
 
@@ -298,6 +301,11 @@ class Run:
         path = self.checkpoints.save(done, self._parts(evaluated))
         self.saved, self.checkpoint = (done, evaluated), path
         self.reporter.saved(done, path)
+        if self.after_save is not None:
+            export = (
+                self.exported if "{rollout_id}" in str(self.config.checkpoint.save_hf) else None
+            )
+            self.after_save(done - 1, str(path), None if export is None else str(export))
 
     def _parts(self, evaluated: bool) -> dict[str, Part | WritingPart]:
         assert self.policy is not None

@@ -4,7 +4,7 @@ places."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dovetail.algorithms.table import CUSTOM_LOSS, DISTILLATION_LOSS
@@ -20,9 +20,17 @@ if TYPE_CHECKING:
     from dovetail.config.run import RunConfig
     from dovetail.hooks import ArgsView, BoundHook
     from dovetail.run.models import Models
+    from dovetail.trainers.backend import Backend
     from dovetail.trainers.data_parallel import DataParallel
+    from dovetail.trainers.torch.scored_model import ScoredModel
 
-TRAINING_SLOTS = (ADVANTAGE, POSTPROCESS, LOSS, CORRECTION, REDUCER)
+MEGATRON_SLOTS = (
+    "custom_megatron_init",
+    "custom_megatron_before_log_prob_hook",
+    "custom_megatron_before_train_step_hook",
+    "custom_model_provider",
+)
+TRAINING_SLOTS = (ADVANTAGE, POSTPROCESS, LOSS, CORRECTION, REDUCER, *MEGATRON_SLOTS)
 """Of the user's functions that run wherever the policy is trained."""
 Report = Callable[[int, int], None]
 """`(rows done, rows in all)`."""
@@ -35,6 +43,11 @@ class TrainerParts(Protocol):
     args: ArgsView
     hooks: dict[str, BoundHook]
     models: Models
+
+    @property
+    def passthrough(self) -> Mapping[str, Any]:
+        """Settings that are handed through."""
+        ...
 
     @property
     def parallel(self) -> DataParallel: ...
@@ -57,17 +70,8 @@ def make_trainer(parts: TrainerParts, schedule: Schedule, report: Report) -> Tra
     hooks = make_hooks(parts)
     on_logits = hooks.logits_loss is not None or config.algorithm.loss_type == DISTILLATION_LOSS
     temperature = 1.0 if config.is_sft else config.rollout.rollout_temperature
-    backend = TorchBackend(
-        parts.models.model,
-        parts.models.reference,
-        config.batch,
-        config.optimizer,
-        temperature=temperature,
-        total_steps=policy_steps(config, schedule),
-        routing_replay=config.algorithm.routing_replay,
-        others=[made.scored] if made and on_logits else [],
-        parallel=parts.parallel,
-    )
+    others = [made.scored] if made and on_logits else []
+    backend = _backend(parts, temperature, policy_steps(config, schedule), others)
     return Trainer(
         backend,
         config.algorithm,
@@ -81,6 +85,27 @@ def make_trainer(parts: TrainerParts, schedule: Schedule, report: Report) -> Tra
         teacher=made,
         report=report,
         hooks=hooks,
+    )
+
+
+def _backend(
+    parts: TrainerParts, temperature: float, total_steps: int, others: list[ScoredModel]
+) -> Backend:
+    config = parts.config
+    if config.trainer.train_backend == "megatron":
+        from dovetail.run.megatron import make_megatron
+
+        return make_megatron(parts, temperature, total_steps)
+    return TorchBackend(
+        parts.models.model,
+        parts.models.reference,
+        config.batch,
+        config.optimizer,
+        temperature=temperature,
+        total_steps=total_steps,
+        routing_replay=config.algorithm.routing_replay,
+        others=others,
+        parallel=parts.parallel,
     )
 
 

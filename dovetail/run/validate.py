@@ -17,6 +17,7 @@ from dovetail.engines import table as engines
 from dovetail.engines.interpreter import interpreter
 from dovetail.engines.launch import LaunchSettings
 from dovetail.rewards import table as rewards
+from dovetail.run.megatron import check_megatron
 
 
 def validate(config: RunConfig) -> None:
@@ -49,8 +50,8 @@ def validate_names(config: RunConfig) -> None:
 
 
 def validate_launch(config: RunConfig, passthrough: Mapping[str, Any]) -> list[str]:
-    """Refuse engines that could never be started: not installed, or with settings of their own that
-    the run sets, or that they do not have.
+    """Refuse engines and trainers that could never be started: not installed, or with settings of
+    their own that the run sets, or that they do not have.
 
     Returns:
         What is to be told of these settings.
@@ -59,6 +60,8 @@ def validate_launch(config: RunConfig, passthrough: Mapping[str, Any]) -> list[s
         ConfigError: a setting is the run's, or none of the engine's.
         MissingExtraError: there is no such engine on this machine.
     """
+    if config.trainer.train_backend == "megatron":
+        check_megatron(passthrough)
     settings = config.engine
     if config.train_only or not settings.in_processes or settings.external_urls:
         return []

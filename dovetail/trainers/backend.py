@@ -71,8 +71,11 @@ class Backend(Protocol):
         """Micro-batches of the chosen rows, for all ranks, in the layout that suits the model."""
         ...
 
-    def replaying(self, rows: Sequence[TrainRow]) -> AbstractContextManager[None]:
-        """What passes over these rows must run inside, all in one."""
+    def replaying(
+        self, rows: Sequence[TrainRow], rollout_id: int = ...
+    ) -> AbstractContextManager[None]:
+        """What passes over these rows must run inside, all in one. The number is for functions of
+        the user's that a backend calls."""
         ...
 
     def routing_metrics(self) -> dict[str, float]:

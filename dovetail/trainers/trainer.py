@@ -122,7 +122,7 @@ class Trainer:
         """
         self.changed, self.worst_tokens = False, []
         try:
-            with self.backend.replaying(rows):
+            with self.backend.replaying(rows, rollout_id):
                 return self._train(rows, rollout_id)
         except BaseException:
             self.backend.discard()

@@ -12,6 +12,10 @@ from pathlib import Path
 from dovetail.types.errors import CheckpointError
 
 _ALLOWED_MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.planner")
+_DTYPES = (
+    *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"),
+    *("int64", "int32", "int16", "int8", "uint8", "bool"),
+)
 _ALLOWED = {
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
     ("torch.distributed.checkpoint.filesystem", "_StoragePrefix"),
@@ -24,7 +28,7 @@ _ALLOWED = {
     ("pathlib", "PosixPath"),
     ("pathlib", "PurePosixPath"),
     ("pathlib", "Path"),
-    ("builtins", "getattr"),
+    *(("torch", name) for name in _DTYPES),
 }
 _STRINGS = ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE")
 _FOREIGN = ("INST", "OBJ", "NEWOBJ_EX", "PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4", "DUP", "POP")
@@ -38,14 +42,15 @@ def check_table(file: Path) -> None:
         CheckpointError: it would, or it can't be read.
     """
     try:
-        for module, name in _imports(file.read_bytes()):
-            if module not in _ALLOWED_MODULES and (module, name) not in _ALLOWED:
-                raise CheckpointError(
-                    f"{file} asks for {module}.{name} when it is read, which no checkpoint of "
-                    "Megatron's needs: it could run code. It is not read"
-                )
-    except (OSError, ValueError, IndexError) as error:
+        wanted = _imports(file.read_bytes())
+    except (OSError, ValueError, LookupError) as error:
         raise CheckpointError(f"{file} is damaged: {error}") from error
+    for module, name in wanted:
+        if module not in _ALLOWED_MODULES and (module, name) not in _ALLOWED:
+            raise CheckpointError(
+                f"{file} asks for {module}.{name} when it is read, which no checkpoint of "
+                "Megatron's needs: it could run code. It is not read"
+            )
 
 
 def _imports(content: bytes) -> list[tuple[str, str]]:
