@@ -19,6 +19,8 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -45,54 +47,66 @@ def take(meeting: Meeting, out: Path, at: int, signum: int) -> None:
     out.write_text(json.dumps({"tensors": held, "broken": broken}))
 
 
-def begin(asked: dict[str, Any]) -> int:
+def begin(work: Callable[[dict[str, Any]], None], asked: dict[str, Any]) -> int:
+    """Fork a child that does it; its process id."""
     pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
         torch.set_num_threads(1)
-        dies = "dies_at" in asked
-        at = asked.get("dies_at", asked.get("stops_at", -1))
-        signum = signal.SIGKILL if dies else signal.SIGSTOP
-        take(Meeting(**asked["meeting"]), Path(asked["out"]), at, signum)
+        work(asked)
         code = 0
+    except Exception:
+        traceback.print_exc()
     finally:
         os._exit(code)
 
 
-def main() -> None:
+def serve(work: Callable[[dict[str, Any]], None]) -> None:
+    """Answer what is asked on the standard input."""
     for line in sys.stdin:
         asked = json.loads(line)
         if "poll" in asked:
             found, status = os.waitpid(asked["poll"], os.WNOHANG)
             told: dict[str, Any] = {"code": os.waitstatus_to_exitcode(status) if found else None}
         else:
-            told = {"pid": begin(asked)}
+            told = {"pid": begin(work, asked)}
         print(json.dumps(told), flush=True)
 
 
-class Takers:
+def _take(asked: dict[str, Any]) -> None:
+    at = asked.get("dies_at", asked.get("stops_at", -1))
+    signum = signal.SIGKILL if "dies_at" in asked else signal.SIGSTOP
+    take(Meeting(**asked["meeting"]), Path(asked["out"]), at, signum)
+
+
+class Forks:
     """The process that forks them, seen from a test."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, module: str, *arguments: str) -> None:
         self._place, self._number, self._lock = place, 0, threading.Lock()
         self.pids: list[int] = []
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.takers"],
+            [sys.executable, "-m", module, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=Path(__file__).parents[1],
         )
 
-    def begin(self, meeting: Meeting, **more: int) -> tuple[int, Path]:
-        """One more taker; its process, and the file that it will write."""
+    def fork(self, **asked: Any) -> tuple[int, Path]:
+        """One more; its process, and the file that it will write."""
         self._number += 1
-        out = self._place / f"taker_{self._number}.json"
-        pid = self._ask({"meeting": asdict(meeting), "out": str(out), **more})["pid"]
+        out = self._place / f"fork_{self._number}.json"
+        pid = self._ask({**asked, "out": str(out)})["pid"]
         self.pids.append(pid)
         return pid, out
+
+    def kill(self, pid: int) -> None:
+        """End one that still runs."""
+        os.kill(pid, signal.SIGKILL)
+        self.wait(pid)
 
     def wait(self, pid: int) -> int:
         """Its exit code."""
@@ -104,8 +118,7 @@ class Takers:
     def close(self) -> None:
         """End them all."""
         for pid in list(self.pids):
-            os.kill(pid, signal.SIGKILL)
-            self.wait(pid)
+            self.kill(pid)
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait(20)
@@ -119,5 +132,16 @@ class Takers:
             return json.loads(self._process.stdout.readline())
 
 
+class Takers(Forks):
+    """Of engines' sides."""
+
+    def __init__(self, place: Path) -> None:
+        super().__init__(place, "tests.takers")
+
+    def begin(self, meeting: Meeting, **more: int) -> tuple[int, Path]:
+        """One more taker; its process, and the file that it will write."""
+        return self.fork(meeting=asdict(meeting), **more)
+
+
 if __name__ == "__main__":
-    main()
+    serve(_take)
