@@ -73,6 +73,11 @@ class Flight:
             if self._in_air.pop(number, None) is not None:
                 return landed
 
+    def landed(self) -> list[Landed]:
+        """Those that are finished, without waiting."""
+        ends = [self._landed.get_nowait() for _ in range(self._landed.qsize())]
+        return [end for number, end in ends if self._in_air.pop(number, None) is not None]
+
     async def cut(self, numbers: list[int]) -> None:
         """Cut these off, taken or not; nobody learns of their end any more."""
         tasks = [self._in_air.pop(number)[1] for number in numbers if number in self._in_air]

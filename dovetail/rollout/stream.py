@@ -93,13 +93,19 @@ class StreamRollout(Rollout):
         make = self._make_buffer
         self._buffer = None if make is None else UserBuffer(make, self._evicted)
         self._filling: Filling | None = None
+        self._updating = False
 
     def may_begin(self, step: int) -> bool:
         """Whether a step may be collected now."""
         return self.window.may_begin(step)
 
+    def updating(self) -> None:
+        """Engines are about to get new weights: what they break off meanwhile goes on after it."""
+        self._updating = True
+
     def published(self, version: int) -> None:
         """Called on the loop, when engines have new weights: more may be made."""
+        self._updating = False
         self.window.publish(version)
         if self._filling is not None and not self._filling.admission.enough:
             self._submit_all(self._filling)
@@ -176,11 +182,11 @@ class StreamRollout(Rollout):
 
     async def _take(self, own: Filling) -> None:
         """One group that was made goes into the step or out; or one more is made."""
+        for landed in self._flight.landed():
+            await self._land(landed, own)
         number = self.window.next() if self._buffer is None else await self._buffer.next()
         if number is None:
-            landed = await self._flight.next()
-            own.tokens += landed.new_tokens
-            await self._land(landed, own)
+            await self._land(await self._flight.next(), own)
             return
         if self.window.is_stale(self.window.oldest(number)):
             # Only a buffer of the user's gives such.
@@ -202,6 +208,7 @@ class StreamRollout(Rollout):
 
     async def _land(self, landed: Landed, own: Filling) -> None:
         number, made = landed.number, landed.made
+        own.tokens += landed.new_tokens
         if made is None:
             self._fail(landed, own.admission)
             self.window.drop(number, "failed")
@@ -211,8 +218,8 @@ class StreamRollout(Rollout):
             self.window.finish(number, oldest_version(made))
             if self._buffer is not None:
                 await self._buffer.put(number, self._pending[number].before, made)
-        elif self._pending[number].version < self.window.version:
-            # New weights came while it was made, and its engine broke it off.
+        elif self._updating or self._pending[number].version < self.window.version:
+            # New weights come, or came while it was made, and its engine broke it off.
             group = resumable(landed, own.number)
             self._pending[number].version = self.window.version
             self._pending[number].prompts = group

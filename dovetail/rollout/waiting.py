@@ -76,6 +76,8 @@ class UserBuffer:
         Raises:
             HookRunError: it gave something that was not put into it, or twice.
         """
+        if self._puts and not self._entries:
+            await asyncio.wait(self._puts, return_when=asyncio.FIRST_COMPLETED)
         done = [task for task in self._puts if task.done()]
         self._puts = [task for task in self._puts if not task.done()]
         for task in done:

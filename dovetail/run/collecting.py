@@ -63,6 +63,9 @@ class Collecting:
         """The step under way is whole: nothing of it is ever put back."""
         self._before = None
 
+    def updating(self) -> None:
+        """The engines are about to get new weights; `advance` says when they have them."""
+
     def advance(self, done: int, version: int | None) -> None:
         """So many steps are trained, and the engines were given these weights (None: no new ones).
         Called on the loop."""
@@ -142,6 +145,11 @@ class CollectingAhead(Collecting):
                 raise asyncio.CancelledError
             await self._wait()
         return self._gathered.pop(step)
+
+    def updating(self) -> None:
+        """See `StreamRollout.updating`."""
+        if self._stream is not None:
+            self._stream.updating()
 
     def advance(self, done: int, version: int | None) -> None:
         """So many steps are trained, and the engines were given these weights."""

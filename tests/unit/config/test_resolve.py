@@ -199,8 +199,7 @@ def test_settings_of_sglangs_router_are_taken_or_told_as_without_effect() -> Non
 def test_known_but_unsupported_foreign_flags_are_not_called_unknown() -> None:
     assert "this version does not support yet" in _error([], ["--use-indexer-replay"])
     assert "use --num-rollout instead" in _error([], ["--train-iters", "100"])
-    assert "miles.rollout.fully_async_rollout" in _error([], ["--fully-async"])
-    assert "--custom-config-path" in _error([], ["--max-weight-staleness", "2"])
+    assert "use --max-lag N instead" in _error([], ["--fully-async"])
 
 
 _SLIME_SCRIPT = """

@@ -102,6 +102,7 @@ def test_a_window_that_keeps_what_is_old_takes_groups_as_they_finish():
     window.keep(window.next())
     window.close_step()
     window.step = 5
+    window.publish(5)
     window.finish(0)
     assert window.overdue() == [] and window.next() == 0
 
