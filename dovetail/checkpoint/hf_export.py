@@ -6,7 +6,7 @@ At no time are more of them in memory than one file has.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ def save_hf_tensors(
     path: Path | str,
     *,
     writes: bool = True,
+    beside: Callable[[Path], None] | None = None,
     leaf: str = "save_hf",
 ) -> Path:
     """As `save_hf`, with these weights; `model` gives only the configuration, and may be a
@@ -34,6 +35,7 @@ def save_hf_tensors(
     Args:
         tensors: under the names of the files, such as `Backend.hf_tensors()`.
         writes: False on ranks that only take part in gathering the tensors.
+        beside: writes more into the directory.
         leaf: the setting that named the place.
 
     Raises:
@@ -51,6 +53,8 @@ def save_hf_tensors(
         if model.can_generate() and model.generation_config is not None:
             model.generation_config.save_pretrained(aside)
         _write_files(aside, tensors)
+        if beside is not None:
+            beside(aside)
 
     return put_export(model, tokenizer, path, write, leaf)
 

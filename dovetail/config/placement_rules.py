@@ -41,13 +41,36 @@ _OF_CLUSTERS = {
 
 def placement_rules(config: RunConfig) -> Iterator[str]:
     """Ways of living together that can't be."""
-    asked = {
-        "lora_rank": config.trainer.lora_rank > 0,
-    }
+    if config.trainer.lora_rank:
+        yield from _adapter_rules(config)
+    if config.trainer.context_parallel_size > 1 and config.trainer.train_backend == "torch":
+        yield from _context_rules(config)
     if config.trainer.train_backend == "megatron":
         yield from _megatron_rules(config)
-    for leaf in (leaf for leaf, wanted in asked.items() if wanted):
-        yield f"{leaf} has only its default in this version; leave {cure(leaf)} out"
+
+
+def _adapter_rules(config: RunConfig) -> Iterator[str]:
+    """What can't be trained by low-rank adapters."""
+    own = config.trainer
+    if own.train_backend == "megatron":
+        yield f"lora_rank: train_backend 'megatron' has no adapters; use {cure('lora_rank', '0')}"
+    if own.tensor_model_parallel_size > 1:
+        yield (
+            "lora_rank: matrices with adapters are not split over tensor parallel ranks; use "
+            f"{cure('tensor_model_parallel_size', '1')}, FSDP shards them all the same"
+        )
+
+
+def _context_rules(config: RunConfig) -> Iterator[str]:
+    """What the torch backend can't do with parts of sequences."""
+    size = cure("context_parallel_size", "1")
+    if config.algorithm.routing_replay is not None:
+        yield (
+            f"{config.algorithm.routing_replay}: experts are replayed for whole sequences, which "
+            f"context parallel ranks split; use {size}"
+        )
+    if config.data.multimodal_keys:
+        yield f"multimodal_keys: sequences with images can't be split over ranks; use {size}"
 
 
 def _megatron_rules(config: RunConfig) -> Iterator[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dovetail.checkpoint import hf
+from dovetail.checkpoint.hf_export import save_hf_tensors
 from dovetail.run.training import export_critic
 from dovetail.types import CheckpointError
 
@@ -110,7 +111,18 @@ class LocalPolicy:
 
     def export(self, path: Path) -> None:
         """As `Policy.export`."""
-        hf.save_hf(self._parts.models.model, self._parts.models.tokenizer, path)
+        models = self._parts.models
+        if self._parts.config.trainer.lora_rank:
+            backend = self.trainer.backend
+            save_hf_tensors(
+                models.model,
+                backend.hf_tensors(),
+                models.tokenizer,
+                path,
+                beside=backend.beside_export(),
+            )
+        else:
+            hf.save_hf(models.model, models.tokenizer, path)
 
     def export_critic(self) -> None:
         """As `Policy.export_critic`."""

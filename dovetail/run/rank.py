@@ -262,12 +262,12 @@ class RankWorker:
             origin.tokenizer,
             path,
             writes=self.rank == 0,
+            beside=self.trainer.backend.beside_export(),
         )
 
     def export_critic(self) -> None:
         """Write the critic where critic_save says."""
-        if self.rank == 0:
-            export_critic(self, self.trainer)
+        export_critic(self, self.trainer)
 
     def offload(self) -> None:
         """Give the device's memory up until `onload`."""

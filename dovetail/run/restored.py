@@ -17,7 +17,7 @@ def restore_policy(model: Any, checkpoint: Checkpoint) -> None:
         CheckpointError: it has none that this process can read, or they are another model's.
     """
     if POLICY not in checkpoint.written:
-        restore_weights(model, checkpoint.part(POLICY)[0])
+        restore_weights(model, *checkpoint.part(POLICY))
         return
     # Inside, the policy has a folder beside that of a critic.
     own = checkpoint.written[POLICY].get(POLICY, {})

@@ -155,6 +155,11 @@ class Backend(Protocol):
         """
         ...
 
+    def beside_export(self) -> Callable[[Path], None] | None:
+        """What writes more than weights into the directory of an export (adapters alone); None:
+        there is no more. All ranks call it."""
+        ...
+
     def offload(self) -> None:
         """Move weights, gradients and optimizer to CPU memory, and give up their device memory. No
         pass may run before `onload`. Called twice it does nothing more."""

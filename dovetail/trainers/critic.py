@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
 
 from dovetail.algorithms.logprobs import TokenLoss
 from dovetail.algorithms.losses.value import value_loss
@@ -14,6 +16,7 @@ from dovetail.batch.pack import MicroBatch, pack
 from dovetail.batch.plan import Scope
 from dovetail.batch.rows import TrainRow
 from dovetail.checkpoint.hf import save_hf
+from dovetail.checkpoint.hf_export import save_hf_tensors
 from dovetail.config.sections import BatchConfig, OptimizerConfig
 from dovetail.trainers.backend import PerToken
 from dovetail.trainers.data_parallel import ALONE, DataParallel
@@ -118,14 +121,25 @@ class Critic:
 
     def export(self, tokenizer: Any, path: Path | str) -> Path:
         """Write the critic as a Hugging Face directory with its value head beside the weights, for
-        `head_from` of another one.
+        `head_from` of another one. All ranks of a sharded one call it, and rank 0 writes.
 
         Raises:
             ConfigError: something else is there.
             CheckpointError: it can't be written; an earlier export is as it was.
         """
+        own = self.backend.policy.placed
         with without_head(self.model) as head:
-            return save_hf(self.model, tokenizer, path, {HEAD_FILE: head}, "critic_save")
+            if not own.shards:
+                return save_hf(self.model, tokenizer, path, {HEAD_FILE: head}, "critic_save")
+            return save_hf_tensors(
+                self.model,
+                own.named_tensors(),
+                tokenizer,
+                path,
+                writes=dist.get_rank() == 0,
+                beside=lambda directory: save_file(head, directory / HEAD_FILE),
+                leaf="critic_save",
+            )
 
     def discard(self) -> None:
         """Forget a gradient that was not applied."""

@@ -232,6 +232,9 @@ class MegatronBackend:
         """See `Backend`; every rank gets whole tensors."""
         return self.weights.tensors([provider.bare(chunk) for chunk in self.chunks])
 
+    def beside_export(self) -> None:
+        """See `Backend`: there are no adapters."""
+
     def offload(self) -> None:
         """See `Backend`."""
         if self._stowed is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from dovetail.config.sections import BatchConfig, OptimizerConfig
 from dovetail.trainers.backend import BatchLoss, OnLogits, PerBatch, PerToken
 from dovetail.trainers.data_parallel import ALONE, DataParallel
 from dovetail.trainers.torch.layout import plan_for
+from dovetail.trainers.torch.lora import adapter_export, scaling_of
 from dovetail.trainers.torch.optim import MasterAdamW, StepResult
 from dovetail.trainers.torch.placement import Placed, placed
 from dovetail.trainers.torch.routing import make_replay
@@ -226,7 +227,8 @@ class TorchBackend:
     def state_dict(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Master weights, moments and schedule; frozen weights come from the checkpoint they came
         from."""
-        return self.optimizer.state_dict()
+        tensors, facts = self.optimizer.state_dict()
+        return tensors, {**facts, **self._adapter_facts()}
 
     def load_state_dict(
         self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]
@@ -237,7 +239,19 @@ class TorchBackend:
     def save(self, directory: Path, *, in_background: bool = False) -> dict[str, Any]:
         """See `Backend`."""
         self.files.write(directory, self.optimizer.shards(), in_background)
-        return {"format": FORMAT, "steps_done": self.optimizer.steps_done}
+        return {
+            "format": FORMAT,
+            "steps_done": self.optimizer.steps_done,
+            **self._adapter_facts(),
+        }
+
+    def _adapter_facts(self) -> dict[str, Any]:
+        scaling = scaling_of(self.policy.model)
+        return {} if scaling is None else {"lora_scaling": scaling}
+
+    def beside_export(self) -> Callable[[Path], None] | None:
+        """What writes more than the weights into an export: adapters alone. All ranks call it."""
+        return adapter_export(self.policy.placed)
 
     def finish_save(self) -> None:
         """See `Backend`."""

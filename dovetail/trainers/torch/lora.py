@@ -10,13 +10,15 @@ import json
 import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from dovetail.checkpoint.adapters import LOW, is_adapter, plain_name
+from dovetail.checkpoint.adapters import FOLDER, LOW, is_adapter, plain_name, save_adapter
 from dovetail.config.leaves import cure
 from dovetail.config.sections import TrainerConfig
+from dovetail.trainers.torch.placement import Placed
 from dovetail.types.errors import ConfigError
 
 Fill = Callable[[Mapping[str, torch.nn.Parameter]], None]
@@ -85,6 +87,22 @@ def adapters_off(model: Any) -> Iterator[None]:
     finally:
         for layer in layers:
             layer._disable_adapters = False
+
+
+def scaling_of(model: Any) -> float | None:
+    """How often adapters count; None without them."""
+    layers = _layers(model)
+    return float(layers[0].scaling["default"]) if layers else None
+
+
+def adapter_export(own: Placed) -> Callable[[Path], None] | None:
+    """What writes a model's adapters into an export, gathered from all ranks, which all call this;
+    None without adapters."""
+    settings = getattr(own.model, "dovetail_adapters", None)
+    if settings is None:
+        return None
+    tensors = {name: tensor.cpu() for name, tensor in own.adapter_tensors().items()}
+    return lambda directory: save_adapter(directory / FOLDER, settings, tensors)
 
 
 def dropping(model: Any) -> None:

@@ -7,15 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
+from dovetail.checkpoint.adapters import HIGH, LOW, is_adapter
 from dovetail.trainers.torch.saving import FORMAT, ShardFiles, check_format
 from dovetail.types.errors import CheckpointError
 
+_MASTER = "master."
+
 
 @torch.no_grad()
-def restore_weights(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Round the master weights of a trainer's saved state into `model`, in place.
+def restore_weights(
+    model: torch.nn.Module,
+    tensors: Mapping[str, torch.Tensor],
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Round the master weights of a trainer's saved state into `model`, in place; adapters are
+    added to the weights that they are of, scaled as `facts` of the state say.
 
     Weights that were frozen in training are not in the state, and stay.
 
@@ -24,18 +31,21 @@ def restore_weights(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor])
     """
     params = dict(model.named_parameters())
     masters = {
-        key.removeprefix("master."): tensor
+        key.removeprefix(_MASTER): tensor
         for key, tensor in tensors.items()
-        if key.startswith("master.")
+        if key.startswith(_MASTER)
     }
+    scaling = float((facts or {}).get("lora_scaling", 0.0))
+    for name, low in masters.items():
+        if LOW in name:
+            base = name.replace(LOW, ".")
+            delta = scaling * masters[name.replace(LOW, HIGH)] @ low
+            _check(params, base, delta)
+            params[base].copy_(params[base].float() + delta.to(params[base].device))
     for name, tensor in masters.items():
-        if name not in params or params[name].shape != tensor.shape:
-            got = tuple(params[name].shape) if name in params else "no such weight"
-            raise CheckpointError(
-                f"the checkpoint has {name} of shape {tuple(tensor.shape)}, the model {got}; "
-                "it was trained from another model (--hf-checkpoint, TOML: model.hf_checkpoint)"
-            )
-        params[name].copy_(tensor)
+        if not is_adapter(name):
+            _check(params, name, tensor)
+            params[name].copy_(tensor)
 
 
 def restore_sharded(model: torch.nn.Module, directory: Path, facts: Mapping[str, Any]) -> None:
@@ -45,20 +55,13 @@ def restore_sharded(model: torch.nn.Module, directory: Path, facts: Mapping[str,
         CheckpointError: another kind of backend wrote it, it is damaged, or of another model.
     """
     check_format(facts, FORMAT, "this command")
-    saved = _saved_names(directory)
-    masters = {
-        f"master.{name}": torch.empty(param.shape)
-        for name, param in model.named_parameters()
-        if name in saved
-    }
-    ShardFiles().read(directory, masters)
-    restore_weights(model, masters)
+    restore_weights(model, ShardFiles().read_whole(directory, _MASTER), facts)
 
 
-def _saved_names(directory: Path) -> set[str]:
-    """Of the weights that the files have a master of."""
-    found: set[str] = set()
-    for file in directory.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as opened:
-            found |= {key.removeprefix("master.") for key in opened.keys()}  # noqa: SIM118
-    return found
+def _check(params: Mapping[str, torch.Tensor], name: str, tensor: torch.Tensor) -> None:
+    if name not in params or params[name].shape != tensor.shape:
+        got = tuple(params[name].shape) if name in params else "no such weight"
+        raise CheckpointError(
+            f"the checkpoint has {name} of shape {tuple(tensor.shape)}, the model {got}; "
+            "it was trained from another model (--hf-checkpoint, TOML: model.hf_checkpoint)"
+        )

@@ -104,6 +104,27 @@ class ShardFiles:
                 "damaged or of another model (--hf-checkpoint, TOML: model.hf_checkpoint)"
             ) from error
 
+    def read_whole(self, directory: Path, prefix: str) -> dict[str, torch.Tensor]:
+        """The saved tensors whose names begin so, whole, in this process.
+
+        Raises:
+            CheckpointError: a file is damaged.
+        """
+        try:
+            found = HuggingFaceStorageReader(str(directory)).read_metadata().state_dict_metadata
+        # Damaged files raise what safetensors and json happen to raise.
+        except Exception as error:
+            raise CheckpointError(
+                f"the trainer's state in {directory} can't be read: {_reason(error)}"
+            ) from error
+        whole = {
+            name: torch.empty(told.size, dtype=told.properties.dtype)  # type: ignore[union-attr]
+            for name, told in found.items()
+            if name.startswith(prefix)
+        }
+        self.read(directory, whole)
+        return whole
+
 
 def check_format(facts: Mapping[str, Any], expected: str, what: str) -> None:
     """Refuse a state that another kind of backend saved.
