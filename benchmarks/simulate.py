@@ -32,7 +32,8 @@ from benchmarks.simulated_machines import (  # noqa: E402
     machine_of,
     placed,
 )
-from benchmarks.simulated_run import Outcome, Work, simulate  # noqa: E402
+from benchmarks.simulated_run import simulate  # noqa: E402
+from benchmarks.simulated_work import Outcome, Work  # noqa: E402
 from dovetail.types import ConfigError  # noqa: E402
 
 WAYS: dict[str, tuple[bool, dict[str, Any]]] = {

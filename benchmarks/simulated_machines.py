@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.simulated_engines import EngineSpeed
-from benchmarks.simulated_run import Machine
+from benchmarks.simulated_work import Machine
 from dovetail.config.resolve import resolve
 from dovetail.config.size_rules import size_rules
 from dovetail.runtime.parameters import ParameterCount

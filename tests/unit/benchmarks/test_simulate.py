@@ -12,7 +12,8 @@ from benchmarks import simulate as command
 from benchmarks.simulated_engines import Clock, Engines, EngineSpeed, Sequence
 from benchmarks.simulated_lengths import Fixed, LogNormal, LongTail, Recorded, lengths_of
 from benchmarks.simulated_machines import GPUS, MODELS, Setting, machine_of, placed
-from benchmarks.simulated_run import Machine, Work, shared_out, simulate
+from benchmarks.simulated_run import shared_out, simulate
+from benchmarks.simulated_work import Machine, Work
 
 ONE = Machine(
     engines=1,
