@@ -271,11 +271,11 @@ class RankWorker:
 
     def offload(self) -> None:
         """Give the device's memory up until `onload`."""
-        self.trainer.backend.offload()
+        self.trainer.offload()
 
     def onload(self) -> None:
         """Take it again."""
-        self.trainer.backend.onload()
+        self.trainer.onload()
 
     def close(self) -> None:
         """Remove published weights, and leave the group."""

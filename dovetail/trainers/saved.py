@@ -76,6 +76,10 @@ class SavedParts:
         for name, part in self._parts().items():
             part.load(directory / name, facts[name])
 
+    def backends(self) -> list[Backend]:
+        """Of policy and critic."""
+        return [self.backend, *([] if self.critic is None else [self.critic.backend])]
+
     def _parts(self) -> dict[str, Backend | Critic]:
         critic = {} if self.critic is None else {_CRITIC: self.critic}
         return {_POLICY: self.backend, **critic}

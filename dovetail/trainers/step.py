@@ -80,3 +80,23 @@ def token_loss_of(
         return (weights_n * loss_n).sum()
 
     return token_loss
+
+
+_SUMMED = (
+    "train/skipped_steps",
+    "train/critic_skipped_steps",
+    "train/tokens",
+    "train/model_tokens",
+)
+
+
+def merged(results: list[dict[str, float]]) -> dict[str, float]:
+    """Metrics of a rollout out of those of its optimizer steps: means, and sums of counts."""
+    names = {name: None for result in results for name in result}
+    merged: dict[str, float] = {"train/skipped_steps": 0.0, "train/tokens": 0.0}
+    for name in names:
+        values = [result[name] for result in results if name in result]
+        merged[name] = sum(values) if name in _SUMMED else sum(values) / len(values)
+    taken = sum("train/skipped_steps" in result for result in results)
+    merged["train/optimizer_steps"] = taken - merged["train/skipped_steps"]
+    return merged

@@ -34,7 +34,7 @@ from dovetail.trainers.hooks import TrainHooks
 from dovetail.trainers.prepare import Prepared, Preparer
 from dovetail.trainers.saved import SavedParts
 from dovetail.trainers.scores import Scores, score_rows
-from dovetail.trainers.step import TokenValues, token_loss_of, train_step
+from dovetail.trainers.step import TokenValues, merged, token_loss_of, train_step
 from dovetail.trainers.sums import NUM_WORST, Sums, WorstToken, worst_tokens
 from dovetail.trainers.torch.teacher import Teacher
 from dovetail.trainers.whole import WholeStep
@@ -158,7 +158,7 @@ class Trainer:
             if result is not None or learned:
                 results.append({**(result or {}), **learned})
                 self._count_nonfinite(results[-1])
-        return {**_merged(results), **ready.metrics}
+        return {**merged(results), **ready.metrics}
 
     def _critic_step(self, ready: Prepared, step: _Step) -> dict[str, float]:
         if self.critic is None:
@@ -224,6 +224,16 @@ class Trainer:
         """
         self._saved.load_from(directory, facts)
         self.nonfinite_streak = int(facts[_STREAK])
+
+    def offload(self) -> None:
+        """Move all that lasts between steps to CPU memory until `onload`; see `Backend`."""
+        for backend in self._saved.backends():
+            backend.offload()
+
+    def onload(self) -> None:
+        """Undo `offload`."""
+        for backend in self._saved.backends():
+            backend.onload()
 
     def _one_step(
         self, ready: Prepared, step: _Step, divisors: Sequence[int]
@@ -386,15 +396,3 @@ _SKIPPED = {
     ),
 }
 """Metrics of steps that were not applied: why, and the cure."""
-_SUMS = (*_SKIPPED, "train/tokens", "train/model_tokens")
-
-
-def _merged(results: list[dict[str, float]]) -> dict[str, float]:
-    names = {name: None for result in results for name in result}
-    merged: dict[str, float] = {"train/skipped_steps": 0.0, "train/tokens": 0.0}
-    for name in names:
-        values = [result[name] for result in results if name in result]
-        merged[name] = sum(values) if name in _SUMS else sum(values) / len(values)
-    taken = sum("train/skipped_steps" in result for result in results)
-    merged["train/optimizer_steps"] = taken - merged["train/skipped_steps"]
-    return merged

@@ -23,7 +23,7 @@ from dovetail.trainers.megatron.bridge import Weights
 from dovetail.trainers.megatron.hooks import MegatronHooks
 from dovetail.trainers.megatron.layout import plan_lines
 from dovetail.trainers.megatron.line import Line, idle_line, line_of
-from dovetail.trainers.megatron.memory import Stowed
+from dovetail.trainers.memory import Stowed
 from dovetail.trainers.megatron.optim import Optimizer
 from dovetail.trainers.megatron.parallel import Ranks, join
 from dovetail.trainers.megatron.passes import Passes

@@ -16,6 +16,7 @@ from dovetail.batch.rows import TrainRow
 from dovetail.config.sections import BatchConfig, OptimizerConfig
 from dovetail.trainers.backend import BatchLoss, OnLogits, PerBatch, PerToken
 from dovetail.trainers.data_parallel import ALONE, DataParallel
+from dovetail.trainers.memory import Stowed
 from dovetail.trainers.torch.layout import plan_for
 from dovetail.trainers.torch.lora import adapter_export, scaling_of
 from dovetail.trainers.torch.optim import MasterAdamW, StepResult
@@ -65,6 +66,7 @@ class TorchBackend:
         self._models, self._others = [self.policy, *references, *others], others
         self.batch_config, self.temperature = batch, temperature
         self.optimizer = MasterAdamW(own, optimizer, total_steps)
+        self._stowed: Stowed | None = None
         self.files = ShardFiles(own.group)
         self.share_prompts, self.runs_ahead = True, False
         self._vocab_size = int(own.model.get_input_embeddings().weight.shape[0])
@@ -269,9 +271,16 @@ class TorchBackend:
 
     def offload(self) -> None:
         """See `Backend`."""
+        if self._stowed is None:
+            self.discard()
+            kept = [tensor for model in self._models for tensor in model.placed.kept()]
+            self._stowed = Stowed([*kept, *self.optimizer.kept()], [])
 
     def onload(self) -> None:
         """See `Backend`."""
+        if self._stowed is not None:
+            self._stowed.restore()
+            self._stowed = None
 
 
 def _check_ids(rows: Sequence[TrainRow], vocab_size: int) -> None:

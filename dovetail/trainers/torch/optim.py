@@ -8,7 +8,7 @@ because the engine reads the same memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,6 +180,12 @@ class MasterAdamW:
                 if key in state:
                     tensors[f"{key}.{name}"] = state[key]
         return tensors, {"steps_done": self.steps_done}
+
+    def kept(self) -> Iterator[torch.Tensor]:
+        """All that lasts between steps, beside the model's own tensors."""
+        yield from self.masters.values()
+        for state in self.adam.state.values():
+            yield from state.values()
 
     def shards(self) -> dict[str, torch.Tensor]:
         """Masters and moments as parts of what all ranks hold; no copies."""

@@ -71,6 +71,10 @@ class Placed(Protocol):
         """Of all ranks' parts together."""
         ...
 
+    def kept(self) -> Iterator[torch.Tensor]:
+        """This rank's memory of weights and buffers, as it is between passes."""
+        ...
+
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """See `Backend.hf_tensors`."""
         ...
@@ -130,6 +134,11 @@ class Whole:
         """See `Placed`."""
         norms = torch._foreach_norm(list(grads.values()))
         return float(torch.linalg.vector_norm(torch.stack(norms)))
+
+    def kept(self) -> Iterator[torch.Tensor]:
+        """See `Placed`."""
+        yield from (p.detach() for p in self.model.parameters())
+        yield from self.model.buffers()
 
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """See `Placed`."""

@@ -169,6 +169,12 @@ class Sharded:
             dist.all_reduce(sums[1:], group=self.mesh.tp.get_group())
         return float((sums.sum() + everywhere).sqrt())
 
+    def kept(self) -> Iterator[torch.Tensor]:
+        """See `Placed`."""
+        self.passed()
+        yield from (self.local(p) for p in self.model.parameters())
+        yield from self.model.buffers()
+
     def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """See `Backend.hf_tensors`. Every rank gets whole tensors, each a copy; a unit at a time is
         gathered, in the type in which passes compute."""

@@ -53,3 +53,15 @@ def test_a_state_of_another_backend_is_refused(tmp_path):
     facts["policy"]["format"] = "megatron"
     with pytest.raises(CheckpointError, match="train-backend"):
         trainer.load_from(tmp_path, facts)
+
+
+def test_a_trainer_whose_memory_was_given_up_goes_on_as_before():
+    one, other = (make_trainer(make_model(dtype=torch.bfloat16)) for _ in range(2))
+    for trainer in (one, other):
+        trainer.train(make_rows(seed=1))
+    one.offload()
+    one.offload()
+    held = [*one.backend.optimizer.kept(), *one.backend.policy.placed.kept()]
+    assert held and all(tensor.untyped_storage().nbytes() == 0 for tensor in held)
+    one.onload()
+    assert one.train(make_rows(seed=2)) == other.train(make_rows(seed=2))
