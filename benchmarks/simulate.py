@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.check:
         from benchmarks.simulate_check import check_against_runs
 
-        return check_against_runs(arguments.json)
+        return check_against_runs(arguments.json, arguments.rounds)
     lengths = lengths_of(arguments.lengths)
     found = []
     try:
@@ -188,6 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--check", action="store_true", help="predict real runs on this machine, and tell the error"
     )
+    add("--rounds", type=int, default=2, help="of real runs with --check")
     return parser
 
 
