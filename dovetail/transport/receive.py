@@ -92,7 +92,7 @@ class SnapshotReader:
             for name, facts in manifest["files"].items():
                 path = directory / name
                 handle = _locked(path)
-                stack.callback(os.close, handle)
+                stack.callback(_unlocked, handle)
                 _check_size(path, facts["size_bytes"])
                 if facts["sha256"] is not None and file_digest(path) != facts["sha256"]:
                     raise EngineError(f"the weights in {path} are not those that were written")
@@ -158,6 +158,13 @@ def _locked(path: Path) -> int:
     except OSError:
         pass  # File systems without locks are disks, where no file is written twice.
     return handle
+
+
+def _unlocked(handle: int) -> None:
+    # To close it is not enough: a map keeps the open file, and the lock with it.
+    with contextlib.suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_UN)
+    os.close(handle)
 
 
 def _tensors(path: Path, memory: mmap.mmap, version: int) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from dovetail.transport import place as module
 from dovetail.transport.place import Wanted, clear_leftovers
-from dovetail.transport.receive import check_whole, is_snapshot, read_snapshot
+from dovetail.transport.receive import SnapshotReader, check_whole, is_snapshot, read_snapshot
 from dovetail.transport.snapshot import SnapshotStore
 from dovetail.types import ConfigError, EngineError
 
@@ -277,5 +277,49 @@ def test_what_is_left_all_the_same_the_next_run_removes(disk: Path, model_dir: P
     store = _store(disk, model_dir)
     try:
         assert not directory.exists()
+    finally:
+        store.close()
+
+
+def test_memory_is_written_again_when_nobody_reads_it_and_left_alone_while_somebody_does(
+    model_dir: Path,
+) -> None:
+    store, reader = SnapshotStore(Wanted("shared_memory"), model_dir), SnapshotReader()
+    try:
+        inodes = []
+        for version in range(1, 6):
+            made = store.write(version, _tensors(version).items())
+            assert made.directory is not None
+            with reader.opened(made.directory) as found:
+                assert found.tensors["scalar"] == version
+            inodes.append((made.directory / "model-00001.safetensors").stat().st_ino)
+            store.retire(version)
+        assert inodes[2:] == [inodes[0], inodes[1], inodes[0]]
+        with reader.opened(made.directory) as found:
+            store.write(6, _tensors(6).items())
+            store.retire(6)
+            store.write(7, _tensors(7).items())
+            # Version 5 has no name any more, and who reads it has it all the same.
+            assert found.tensors["scalar"] == 5
+    finally:
+        store.close()
+
+
+def test_who_comes_to_memory_too_late_is_told(model_dir: Path) -> None:
+    store = SnapshotStore(Wanted("shared_memory"), model_dir)
+    try:
+        first = store.write(1, _tensors(1).items()).directory
+        assert first is not None
+        manifest = (first / module.MANIFEST).read_bytes()
+        for version in (2, 3):
+            store.retire(version)
+            store.write(version, _tensors(version).items())
+        again = store.directory / "000001"
+        again.mkdir()
+        (again / module.MANIFEST).write_bytes(manifest)
+        for path in sorted((store.directory / "000003").glob("*.safetensors")):
+            os.link(path, again / path.name)
+        with pytest.raises(EngineError, match="no longer 1"):
+            list(read_snapshot(again))
     finally:
         store.close()
