@@ -7,9 +7,10 @@
 One turn is one step: collect samples with the current weights, train on them, publish the new
 weights.
 Rollout and evaluation run on the asyncio loop and wait for engines and rewards; training blocks
-it. A signal cancels a rollout (its prompts go back) but never a training step, so what is saved is
-always a whole number of steps. An error ends the run at the same places: where the weights are
-those of a whole number of steps, they are saved first.
+it, and with max_lag above 0 lets it turn: samples of later steps are made meanwhile. A signal
+cancels a rollout (its prompts go back) but never a training step, so what is saved is always a
+whole number of steps. An error ends the run at the same places: where the weights are those of a
+whole number of steps, they are saved first.
 """
 
 from __future__ import annotations

@@ -227,15 +227,21 @@ WEIGHTS: tuple[HookSpec, ...] = (
         ),
         default="a buffer in order of arrival",
         returns="an object with put, get and get_metrics",
-        when="once, before the first step",
-        doc="What finished groups wait in; `input` has args and unused_handler_fn.",
+        when="once, before the first step of a run with --max-lag",
+        doc=(
+            "What finished groups wait in until a step takes them; `input` has args and "
+            "unused_handler_fn, which takes the prompt_group of an entry that the buffer throws "
+            "out. `put` gets entries with prompt_group, group and weight_version, `get` gives one "
+            "of them back and is called only while there are any; both may be async. Entries that "
+            "are too old when they come out go as async_unused_samples_handler says."
+        ),
         example=(
             "class Buffer:\n"
             "    def __init__(self, input):\n"
             "        self.args, self.waiting = input.args, []\n"
             "\n"
-            "    def put(self, group):\n"
-            "        self.waiting.append(group)\n"
+            "    def put(self, entry):\n"
+            "        self.waiting.append(entry)\n"
             "\n"
             "    def get(self):\n"
             "        return self.waiting.pop(0)\n"

@@ -11,6 +11,7 @@ from dovetail.config.resolve import Resolved
 from dovetail.config.run import RunConfig
 from dovetail.hooks import HOOKS
 from dovetail.rollout import session
+from dovetail.rollout.stream import NAMES as STREAMS
 from dovetail.run.rehearse.parent import rehearse
 from dovetail.run.rehearse.table import row_of
 from dovetail.run.rehearse.verdict import Item, Outcome, Verdict
@@ -93,6 +94,9 @@ def _is_used(item: Item, config: RunConfig) -> bool:
         return False
     if item.slot == "custom_generate_function" and item.path in session.NAMES:
         # Ours: the agent that it runs has an item of its own.
+        return False
+    if item.slot == "rollout_function" and item.path in STREAMS and config.collects_ahead:
+        # Ours, and no function is called.
         return False
     if config.train_only:
         return spec.process == "trainer" or spec.stage == "batch"
