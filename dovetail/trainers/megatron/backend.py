@@ -23,11 +23,11 @@ from dovetail.trainers.megatron.bridge import Weights
 from dovetail.trainers.megatron.hooks import MegatronHooks
 from dovetail.trainers.megatron.layout import plan_lines
 from dovetail.trainers.megatron.line import Line, idle_line, line_of
-from dovetail.trainers.memory import Stowed
 from dovetail.trainers.megatron.optim import Optimizer
 from dovetail.trainers.megatron.parallel import Ranks, join
 from dovetail.trainers.megatron.passes import Passes
 from dovetail.trainers.megatron.routing import Replay
+from dovetail.trainers.memory import Stowed
 from dovetail.trainers.torch.optim import StepResult
 from dovetail.trainers.torch.saving import check_format
 from dovetail.types.errors import CheckpointError, ConfigError
@@ -217,7 +217,6 @@ class MegatronBackend:
         return {
             "format": saving.FORMAT,
             "steps_done": self.optimizer.steps_done,
-            "optimizers": len(self.optimizer.parts),
         }
 
     def finish_save(self) -> None:

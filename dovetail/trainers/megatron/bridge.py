@@ -92,17 +92,19 @@ class Weights:
         told: list[Any] = [None] * group.size()
         dist.all_gather_object(told, [part for part, _ in own], group=group)
         seen: set[str] = set()
-        for stage, parts in enumerate(told):
-            source = dist.get_global_rank(group, stage)
-            for number, part in enumerate(parts):
-                here = stage == group.rank()
-                tensor = own[number][1].detach() if here else None
-                for name, whole in self._whole(part, tensor, source, group):
-                    names, tensors = self.bridge._weight_to_hf_format(name, whole)
-                    for one, value in zip(names, tensors, strict=True):
-                        if one not in seen:
-                            seen.add(one)
-                            yield one, value
+        for stage, number in ((s, n) for s, parts in enumerate(told) for n in range(len(parts))):
+            tensor = own[number][1].detach() if stage == group.rank() else None
+            for one, value in self._converted(told[stage][number], tensor, stage, group):
+                if one not in seen:
+                    seen.add(one)
+                    yield one, value
+
+    def _converted(
+        self, part: Part, tensor: torch.Tensor | None, stage: int, group: dist.ProcessGroup
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        source = dist.get_global_rank(group, stage)
+        for name, whole in self._whole(part, tensor, source, group):
+            yield from zip(*self.bridge._weight_to_hf_format(name, whole), strict=True)
 
     def _parts(self, chunk: Any) -> Iterator[tuple[Part, torch.Tensor]]:
         numbers = [layer.layer_number - 1 for layer in chunk.decoder.layers]

@@ -1,62 +1,102 @@
-"""Where megatron-core 0.16 goes wrong without Transformer Engine and Apex, that is, when its
-distributed optimizer runs torch's AdamW, on whatever device.
+"""An optimizer's masters and moments, whole and by weight, whatever holds them.
 
-Loading a checkpoint of it (optimizer/distrib_optimizer.py): the values are copied into weights
-outside of `no_grad`, the moments' `step` is looked for among tensors that have none, and one step
-tensor is shared by all weights, so that AdamW counts it once for each. Saving one before the first
-step asserts. Every object is mended by itself; the classes stay as they are.
+megatron-core 0.16 saves its distributed optimizer wrongly in several ways (optimizer/
+distrib_optimizer.py). In the form that may change layout, buffers are cut at places of their padded
+form, so that with tied embeddings the tail of a buffer is lost and the rest is out of place; with
+torch's AdamW, that is without Transformer Engine and Apex, saving before the first step asserts,
+loading copies outside of `no_grad`, and all weights get one step tensor, which AdamW counts once
+for each. So a checkpoint of ours asks the optimizer for none of it.
 """
 
 from __future__ import annotations
 
-from types import MethodType
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
+
+KEYS = ("param", "exp_avg", "exp_avg_sq")
 
 
-def mend(optimizer: Any) -> None:
-    """Mend the parts of an optimizer that need it."""
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a rank's optimizer holds of one weight of the model."""
 
+    weight: torch.Tensor
+    main: torch.Tensor
+    """The float32 master, or this rank's piece of it."""
+    place: slice
+    """Of the piece in the flattened weight."""
+    inner: Any
+    """torch's optimizer."""
+    group: dist.ProcessGroup | None
+    """Ranks that have the other pieces."""
+
+    def whole(self, key: str) -> torch.Tensor:
+        """One of `KEYS`, shaped as the weight, float32. All ranks of `group` call it."""
+        found = torch.zeros(self.weight.numel(), device=self.main.device)
+        found[self.place] = self._own(key).detach().flatten().float()
+        if self.group is not None:
+            dist.all_reduce(found, group=self.group)
+        return found.view(self.weight.shape)
+
+    def blank(self) -> torch.Tensor:
+        """As `whole`, for values to come."""
+        return torch.zeros(self.weight.shape, device=self.main.device)
+
+    @torch.no_grad()
+    def put(self, key: str, whole: torch.Tensor) -> None:
+        """Take this rank's piece over."""
+        self._own(key).copy_(whole.flatten()[self.place].view(self.main.shape))
+
+    def _own(self, key: str) -> torch.Tensor:
+        if key == "param":
+            return self.main
+        state = self.inner.state[self.main]
+        if key not in state:
+            # They are made in the first step otherwise.
+            state[key] = torch.zeros_like(self.main, dtype=torch.float32)
+        found: torch.Tensor = state[key]
+        return found
+
+
+def held(optimizer: Any) -> Iterator[Held]:
+    """Every weight of Megatron's optimizer, in the model's order."""
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        inner = getattr(part, "optimizer", None)
-        if isinstance(part, DistributedOptimizer) and isinstance(inner, torch.optim.AdamW):
-            part._set_main_param_and_optimizer_states = MethodType(_set_states, part)
-            load = part.load_state_dict
-            part.load_state_dict = MethodType(_loading(load), part)
-
-
-@torch.no_grad()
-def _set_states(self: Any, model_param: Any, tensors: dict[str, torch.Tensor]) -> None:
-    group, place = self.model_param_group_index_map[model_param]
-    main = self.optimizer.param_groups[group]["params"][place]
-    for key, value in {"param": main, **self.optimizer.state[main]}.items():
-        if key != "step":
-            value.copy_(tensors[key])
-
-
-def _loading(load: Any) -> Any:
-    def load_state_dict(self: Any, state: Any) -> None:
-        load(state)
-        for own in self.optimizer.state.values():
-            if "step" in own:
-                own["step"] = own["step"].clone()
-
-    return load_state_dict
-
-
-@torch.no_grad()
-def with_moments(optimizer: Any) -> None:
-    """Give torch's AdamW the moments, zeros, that it otherwise makes in its first step."""
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        inner = getattr(part, "optimizer", None)
-        if not isinstance(inner, torch.optim.AdamW):
+        if getattr(part, "is_stub_optimizer", False):
             continue
-        weights = [weight for group in inner.param_groups for weight in group["params"]]
-        for weight in (one for one in weights if not inner.state[one]):
-            inner.state[weight] = {
-                "step": torch.zeros((), dtype=torch.float32),
-                "exp_avg": torch.zeros_like(weight),
-                "exp_avg_sq": torch.zeros_like(weight),
-            }
+        if isinstance(part, DistributedOptimizer):
+            for weight, (group, number) in part.model_param_group_index_map.items():
+                main = part.optimizer.param_groups[group]["params"][number]
+                own = part._get_model_param_range_map(weight)["param"]
+                place = slice(own.start, own.end)
+                yield Held(weight, main, place, part.optimizer, part.data_parallel_group)
+            continue
+        for weight, main in _pairs(part):
+            yield Held(weight, main, slice(0, weight.numel()), part.optimizer, None)
+
+
+def set_steps(optimizer: Any, steps: int) -> None:
+    """How many steps the moments have seen."""
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        inner = getattr(part, "optimizer", None)
+        if isinstance(inner, torch.optim.AdamW):
+            for state in inner.state.values():
+                state["step"] = torch.tensor(float(steps))
+        elif inner is not None:
+            for group in inner.param_groups:
+                group["step"] = steps
+
+
+def _pairs(part: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    if isinstance(part, Float16OptimizerWithFloat16Params):
+        for weights, mains in zip(part.float16_groups, part.fp32_from_float16_groups, strict=True):
+            yield from zip(weights, mains, strict=True)
+        own = [one for group in part.fp32_from_fp32_groups for one in group]
+    else:
+        own = [one for group in part.optimizer.param_groups for one in group["params"]]
+    yield from zip(own, own, strict=True)

@@ -14,7 +14,6 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from dovetail.config.sections import OptimizerConfig
-from dovetail.trainers.megatron.mending import mend
 from dovetail.trainers.megatron.passed import Target, settings_of
 from dovetail.trainers.torch.optim import StepResult, decay_steps, learning_rate
 
@@ -74,7 +73,6 @@ class Optimizer:
         self.optimizer: Any = get_megatron_optimizer(
             self.config, self.chunks, use_gloo_process_groups=False
         )
-        mend(self.optimizer)
         self.schedule = Schedule(self.optimizer, config, total_steps)
         self.drop_grads()
 

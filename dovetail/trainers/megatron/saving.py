@@ -1,14 +1,13 @@
 """Megatron's own checkpoints (`megatron.core.dist_checkpointing`, the form torch_dist): every rank
 writes its shards, and any layout of ranks reads what it needs.
 
-What a change of layout carries along depends on the optimizer. Weights and moments can be read
-under other tensor, pipeline and data parallel sizes; a change of expert parallel size that makes
-experts' weights data parallel or no longer so changes how many optimizers there are, and only
-weights can be taken over (through `dovetail convert`).
+Weights, masters and moments are each one tensor of the whole model by its name, so any change of
+layout carries them along.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,10 +16,13 @@ from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
 from megatron.core.dist_checkpointing.validation import StrictHandling
 
-from dovetail.trainers.megatron.mending import with_moments
+from dovetail.trainers.megatron.mending import KEYS, held, set_steps
 from dovetail.trainers.megatron.optim import Optimizer
 from dovetail.trainers.megatron.provider import bare
 from dovetail.trainers.megatron.reading import check_table
@@ -44,16 +46,14 @@ def read_weights(chunks: Sequence[Any], directory: Path) -> None:
 
 
 def write_training(chunks: Sequence[Any], optimizer: Optimizer, directory: Path) -> None:
-    """Weights and what following steps depend on.
+    """Weights and what following steps depend on. The latter are copied, whole, one dimension of
+    data parallelism at a time.
 
     Raises:
         CheckpointError: a file can't be written.
     """
-    with_moments(optimizer.optimizer)
     state = _of_model(chunks)
-    state["optimizer"] = optimizer.optimizer.sharded_state_dict(
-        dict(state), metadata=_metadata(optimizer)
-    )
+    state["optimizer"] = _of_optimizer(state, optimizer, with_values=True)
     _save(state, directory)
 
 
@@ -63,33 +63,37 @@ def read_training(
     """Go on from what `write_training` wrote, under this or another layout.
 
     Raises:
-        CheckpointError: it is damaged, of another model, or of a layout that can't be changed.
+        CheckpointError: it is damaged, or of another model.
     """
-    parts = len(optimizer.parts)
-    if facts.get("optimizers") != parts:
-        raise CheckpointError(
-            f"the checkpoint in {directory} has {facts.get('optimizers')} optimizers (of experts "
-            f"apart from other weights or not), this layout {parts}: Megatron can't change that. "
-            "Continue with the --expert-model-parallel-size (TOML: "
-            "trainer.expert_model_parallel_size) of the run that wrote it, or start anew from its "
-            "weights (dovetail convert)"
-        )
-    with_moments(optimizer.optimizer)
     state = _of_model(chunks)
-    state["optimizer"] = optimizer.optimizer.sharded_state_dict(
-        dict(state), is_loading=True, metadata=_metadata(optimizer)
-    )
+    state["optimizer"] = _of_optimizer(state, optimizer, with_values=False)
     found = _load(state, directory)
     _put(chunks, found)
-    optimizer.optimizer.load_state_dict(found["optimizer"])
-    optimizer.go_to(int(facts["steps_done"]))
+    for number, one in enumerate(held(optimizer.optimizer)):
+        for key in KEYS:
+            one.put(key, found["optimizer"][number][key])
+    steps = int(facts["steps_done"])
+    set_steps(optimizer.optimizer, steps)
+    optimizer.go_to(steps)
 
 
-def _metadata(optimizer: Optimizer) -> dict[str, Any]:
-    own: dict[str, Any] = {"chained_optim_avoid_prefix": True}
-    if optimizer.config.use_distributed_optimizer:
-        own["distrib_optim_sharding_type"] = "fully_reshardable"
-    return own
+def _of_optimizer(
+    state: Mapping[str, Any], optimizer: Optimizer, *, with_values: bool
+) -> dict[int, dict[str, Any]]:
+    """Masters and moments, split over ranks as the weights that they are of."""
+    sharded, _ = extract_sharded_tensors_and_factories(dict(state))
+    of_weight = {id(one.data): one for one in nested_values(sharded)}
+    found: dict[int, dict[str, Any]] = {}
+    for number, one in enumerate(held(optimizer.optimizer)):
+        like = of_weight[id(one.weight)]
+        found[number] = {}
+        for key in KEYS:
+            data = one.whole(key) if with_values else one.blank()
+            named: dict[str, Any] = {"key": f"optimizer.{key}.{like.key}", "data": data}
+            if isinstance(like, ShardedTensor):
+                named["dtype"] = data.dtype
+            found[number][key] = dataclasses.replace(like, **named)
+    return found
 
 
 def _of_model(chunks: Sequence[Any]) -> dict[str, Any]:
