@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from dovetail.engines.process import processes_below
@@ -39,3 +41,21 @@ def holding(run_dir: Path) -> dict[str, int]:
         if path.parent == run_dir / "logs" and "ray::" in command(int(one.name)):
             found[path.stem] = int(one.name)
     return found
+
+
+@contextlib.contextmanager
+def two_nodes() -> Iterator[str]:
+    """A Ray cluster of two raylets on this machine; its address."""
+    from dovetail.runtime.ray.cluster import import_ray
+
+    import_ray(alone=True)
+    from ray.cluster_utils import Cluster
+
+    sizes = {"num_cpus": 4, "object_store_memory": 256 << 20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=sizes)
+    try:
+        cluster.add_node(num_cpus=4, object_store_memory=256 << 20)
+        cluster.wait_for_nodes()
+        yield str(cluster.address)
+    finally:
+        cluster.shutdown()

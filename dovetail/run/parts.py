@@ -254,6 +254,8 @@ class Run:
     ) -> None:
         """Log one finished step."""
         metrics = step_metrics(output.samples, output.metrics, trained, timer)
+        if self.policy is not None and self.policy.restarts:
+            metrics["trainer/restarts"] = float(self.policy.restarts)
         self.reporter.step(done, metrics if self.fleet is None else metrics | self.fleet.metrics())
         self.reporter.trace(done, output.samples, timer)
         self.reporter.mismatch(done, getattr(self.policy, "worst_tokens", ()))
