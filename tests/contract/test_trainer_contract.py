@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from tests.contract.ranks import Ranks
-from tests.contract.trained import CASES, Case, load, settings_of, trained, write_models
+from tests.contract.trained import (
+    CASES,
+    WITH_MORE_MODELS,
+    Case,
+    load,
+    settings_of,
+    trained,
+    write_models,
+)
 
 APART = 1e-4
 HERE = "tests.contract.trained"
@@ -22,16 +30,18 @@ class Row:
     world: int = 2
     layout: dict = field(default_factory=dict)
     cases: tuple = tuple(CASES)
+    apart: float = APART
     alone: str = f"{HERE}:alone"
     """Who makes the trainer of the one process that it is compared with."""
     architecture: str = "Qwen3"
 
 
+SOME = ("grpo", "minibatches and KL", "sequences", *WITH_MORE_MODELS)
 TORCH = "tests.contract.torch_made:sharded"
 ROWS = {
-    "torch, 2 ranks FSDP2": Row(TORCH),
-    "torch, tp 2": Row(TORCH, layout={"tensor_model_parallel_size": 2}),
-    "torch, cp 2": Row(TORCH, layout={"context_parallel_size": 2}),
+    "torch, 2 ranks FSDP2": Row(TORCH, cases=(*CASES, *WITH_MORE_MODELS)),
+    "torch, tp 2": Row(TORCH, layout={"tensor_model_parallel_size": 2}, cases=SOME),
+    "torch, cp 2": Row(TORCH, layout={"context_parallel_size": 2}, cases=SOME),
     "torch, 2 copies": Row(TORCH, layout={"dp_replicate_size": 2}, cases=("grpo",)),
     "torch, experts": Row(TORCH, cases=("minibatches and KL",), architecture="Qwen3Moe"),
     "torch, untied": Row(TORCH, cases=("grpo",), architecture="Llama"),
@@ -49,6 +59,12 @@ ROWS = {
         alone="tests.contract.torch_made:adapted",
     ),
     "torch, recomputed": Row("tests.contract.torch_made:recomputing", cases=("grpo",)),
+    "torch, passes in bfloat16": Row(
+        "tests.contract.torch_made:low",
+        cases=("grpo",),
+        alone="tests.contract.torch_made:low_alone",
+        apart=0.1,
+    ),
     "torch, CPU offload": Row(TORCH, layout={"fsdp_cpu_offload": True}, cases=("grpo",)),
     "torch, 2 ranks replicated": Row(f"{HERE}:replicated", cases=("grpo", "sequences")),
 }
@@ -96,8 +112,8 @@ def test_it_makes_the_steps_of_one_process(row, case, pair, models, alone):
     ranks = pair.call(f"{HERE}:trained", make=row.make, case=asdict(told))
     expected = alone(row, case)
     for rank in ranks:
-        same_metrics(rank["metrics"], expected["metrics"])
-    same_weights(ranks[0]["weights"], expected["weights"])
+        same_metrics(rank["metrics"], expected["metrics"], row.apart)
+    same_weights(ranks[0]["weights"], expected["weights"], row.apart)
 
 
 SAVED = {
@@ -131,6 +147,13 @@ def test_a_state_goes_from_layout_to_layout(pair, models, alone, tmp_path):
     assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".safetensors"}
 
 
+@pytest.mark.parametrize("layout", [{}, {"tensor_model_parallel_size": 2}])
+def test_a_gradient_that_is_not_finite_on_one_rank_changes_nothing_on_any(layout, pair, models):
+    told = asdict(Case(**models("Qwen3"), settings=settings_of("grpo"), layout=layout))
+    ranks = pair.call(f"{HERE}:not_finite", make=TORCH, case=told)
+    assert ranks == [{"skipped": 1.0, "same": True, "changed": False}] * 2
+
+
 def test_training_goes_on_while_a_state_is_written(pair, models, tmp_path):
     told = asdict(Case(**models("Qwen3"), settings=settings_of("grpo")))
     for folder in ("whole", "behind"):
@@ -147,17 +170,17 @@ def test_an_export_is_what_the_ranks_hold(pair, models, tmp_path):
     assert got == weights
 
 
-def same_metrics(got_steps, want_steps):
+def same_metrics(got_steps, want_steps, apart=APART):
     for got, want in zip(got_steps, want_steps, strict=True):
         assert got.keys() == want.keys()
         for name in want:
             if name != "train/model_tokens":
-                assert got[name] == pytest.approx(want[name], rel=APART, abs=1e-5), name
+                assert got[name] == pytest.approx(want[name], rel=apart, abs=apart / 10), name
 
 
-def same_weights(got, want):
+def same_weights(got, want, apart=APART):
     assert got.keys() == want.keys()
     for name, values in want.items():
         torch.testing.assert_close(
-            torch.tensor(got[name]), torch.tensor(values), rtol=0, atol=APART, msg=name
+            torch.tensor(got[name]), torch.tensor(values), rtol=0, atol=apart, msg=name
         )

@@ -4,7 +4,7 @@ from dovetail.config.sections import ModelConfig, TrainerConfig
 from dovetail.trainers.torch.load import load_sharded
 from dovetail.trainers.torch.lora import add_adapters
 from dovetail.trainers.torch.mesh import make_mesh
-from tests.contract.trained import load
+from tests.contract.trained import completed, load
 from tests.unit.trainers.tiny import make_trainer
 
 MODEL = {"dtype": "float32"}
@@ -15,10 +15,13 @@ def sharded(rank, world, case, **model):
     config, own = TrainerConfig(**case.layout), ModelConfig(**{**MODEL, **model})
     mesh = make_mesh(config, rank, world, "cpu")
     policy = load_sharded(case.policy, mesh, own, config, adapted=True)
-    reference = policy
-    if not config.lora_rank:
-        reference = load_sharded(case.reference, mesh, own, config, trained=False)
-    return make_trainer(policy, reference, **case.settings)
+    if config.lora_rank:
+        return make_trainer(policy, policy, **case.settings)
+
+    def other(path, trained=False):
+        return load_sharded(path, mesh, own, config, trained=trained)
+
+    return completed(case, policy, other)
 
 
 def recomputing(rank, world, case):
@@ -31,3 +34,13 @@ def adapted(rank, world, case):
     policy = load(case.policy)
     add_adapters(policy, TrainerConfig(**case.layout), ModelConfig().seed)
     return make_trainer(policy, policy, **case.settings)
+
+
+def low(rank, world, case):
+    """Passes in bfloat16, float32 shards."""
+    return sharded(rank, world, case, dtype="bfloat16")
+
+
+def low_alone(rank, world, case):
+    """As `low`, in one process."""
+    return make_trainer(load(case.policy).bfloat16(), None, **case.settings)

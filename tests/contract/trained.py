@@ -18,7 +18,10 @@ import transformers
 
 from dovetail.checkpoint.hf_export import save_hf_tensors
 from dovetail.checkpoint.hf_names import named_tensors
+from dovetail.config.sections import BatchConfig, OptimizerConfig
+from dovetail.trainers.critic import Critic
 from dovetail.trainers.data_parallel import ALONE, DataParallel
+from dovetail.trainers.torch.teacher import Teacher
 from tests.unit.trainers.tiny import make_model, make_rows, make_trainer
 
 STEPS = 3
@@ -36,6 +39,11 @@ CASES = {
     "a correction": {"algorithm": {"use_tis": True}},
     "padded": {"batch": {"micro_batch_size": 2}},
 }
+WITH_MORE_MODELS = {
+    "a critic": {"algorithm": {"advantage_estimator": "ppo", "lambd": 0.9}},
+    "a teacher's logits": {"algorithm": {"loss_type": "distillation_loss"}},
+}
+"""Cases of backends that train or ask models beside policy and reference."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ def write_models(directory, architecture="Qwen3", **changes):
     return {name: str(Path(directory) / name) for name in ("policy", "reference")}
 
 
-def load(path):
+def load(path, trained=False):
     """As one process alone would load it."""
     return transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
 
@@ -66,18 +74,42 @@ def load(path):
 def settings_of(case):
     """AdamW divides by the gradient's size: at its usual epsilon an entry whose gradient is
     rounding noise would take steps of full length in any direction."""
-    return {"optimizer": {"lr": 1e-2, "clip_grad": 0.5, "adam_eps": 1e-6}, **CASES[case]}
+    own = {**CASES, **WITH_MORE_MODELS}[case]
+    return {"optimizer": {"lr": 1e-2, "clip_grad": 0.5, "adam_eps": 1e-6}, **own}
 
 
 def alone(rank, world, case):
     """One process."""
-    return make_trainer(load(case.policy), load(case.reference), parallel=ALONE, **case.settings)
+    return completed(case, load(case.policy), load, ALONE)
 
 
 def replicated(rank, world, case):
     """Each rank has the whole model."""
-    parallel = DataParallel(rank, world, dist.group.WORLD)
-    return make_trainer(load(case.policy), load(case.reference), parallel=parallel, **case.settings)
+    return completed(case, load(case.policy), load, DataParallel(rank, world, dist.group.WORLD))
+
+
+def completed(case, policy, other, parallel=ALONE):
+    """A torch trainer of `policy`, with the further models that the case asks for: `other` makes
+    one out of a directory."""
+    algorithm, more = case.settings.get("algorithm", {}), {}
+    if algorithm.get("advantage_estimator") == "ppo":
+        more["critic"] = Critic(
+            other(case.reference, trained=True),
+            BatchConfig(),
+            OptimizerConfig(lr=1e-2, adam_eps=1e-6),
+            value_clip=None,
+            pad_token_id=0,
+            total_optimizer_steps=None,
+            parallel=parallel,
+        )
+    if algorithm.get("loss_type") == "distillation_loss":
+        teacher = other(case.reference)
+        more["teacher"] = Teacher(
+            teacher, BatchConfig(), temperature=1.0, pad_token_id=0, parallel=parallel
+        )
+    wanted = "use_kl_loss" in algorithm or "kl_coef" in algorithm
+    reference = other(case.reference) if wanted else None
+    return make_trainer(policy, reference, parallel=parallel, **case.settings, **more)
 
 
 def trained(rank, world, make, case, steps=(0, STEPS), load_from=None, save_into=None):
@@ -95,6 +127,25 @@ def trained(rank, world, make, case, steps=(0, STEPS), load_from=None, save_into
         Path(save_into).mkdir(exist_ok=True)
         facts = trainer.save_into(Path(save_into))
     return {"metrics": metrics, "weights": weights if rank == 0 else None, "facts": facts}
+
+
+def not_finite(rank, world, make, case):
+    """What a step does whose gradient is not finite on the last rank alone."""
+    trainer = maker(make)(rank, world, Case(**case))
+    before = dict(trainer.backend.hf_tensors())
+    optimizer = trainer.backend.optimizer
+    usual = optimizer.step
+
+    def step():
+        if rank == world - 1:
+            next(iter(optimizer.main_grads.values())).fill_(torch.nan)
+        return usual()
+
+    optimizer.step = step
+    metrics = trainer.train(rows_of(0), 0)
+    after = dict(trainer.backend.hf_tensors())
+    same = all(torch.equal(before[name], after[name]) for name in before)
+    return {"skipped": metrics["train/skipped_steps"], "same": same, "changed": trainer.changed}
 
 
 def saved_behind(rank, world, make, case, directory):

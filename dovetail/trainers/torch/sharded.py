@@ -158,16 +158,19 @@ class Sharded:
                 dist.all_reduce(grads[name], group=self.mesh.tp.get_group())
 
     def norm(self, grads: Grads) -> float:
-        """See `Placed`. Every part counts once, however many ranks have it."""
+        """See `Placed`. Every part counts once, however many ranks have it; all ranks get the
+        same, also where one of them has what is not finite."""
         kinds: list[list[torch.Tensor]] = [[], [], []]
         for name, grad in grads.items():
             kinds[self._kind(name)].append(grad)
-        everywhere, shards, splits = (_squares(own) for own in kinds)
-        sums = torch.tensor([shards, splits], dtype=torch.float64, device=self.device)
+        squares = [_squares(own) for own in kinds]
+        sums = torch.tensor(squares, dtype=torch.float64, device=self.device)
         dist.all_reduce(sums, group=self._shard_group)
+        sums[0] /= dist.get_world_size(self._shard_group)
         if self.mesh.tp is not None:
-            dist.all_reduce(sums[1:], group=self.mesh.tp.get_group())
-        return float((sums.sum() + everywhere).sqrt())
+            dist.all_reduce(sums, group=self.mesh.tp.get_group())
+            sums[:2] /= self.mesh.tp.size()
+        return float(sums.sum().sqrt())
 
     def kept(self) -> Iterator[torch.Tensor]:
         """See `Placed`."""
