@@ -74,16 +74,23 @@ def receiver(pipe: Connection, num_bytes: int, dtype_name: str) -> None:
     torch.set_num_threads(1)
     held, reader, state = model(num_bytes, getattr(torch, dtype_name)), SnapshotReader(), None
     while (snapshot := pipe.recv()) is not None:
-        if snapshot.meeting is not None:
-            cpu = torch.device("cpu")
-            for name, tensor in handed_over(snapshot.meeting, cpu, _any, _none):
-                held[name].copy_(tensor)
-        else:
-            with arriving(reader, snapshot.directory, state, held.get) as coming:
-                for name, tensor in coming.tensors:
-                    held[name].copy_(tensor)
-                state = coming.state
+        state = taken(snapshot, held, reader, state)
         pipe.send(snapshot.version)
+
+
+def taken(
+    snapshot: Snapshot, held: dict[str, torch.Tensor], reader: SnapshotReader, state: str | None
+) -> str | None:
+    """Copy all of it; what is held now."""
+    if snapshot.meeting is not None:
+        for name, tensor in handed_over(snapshot.meeting, torch.device("cpu"), _any, _none):
+            held[name].copy_(tensor)
+        return None
+    assert snapshot.directory is not None
+    with arriving(reader, snapshot.directory, state, held.get) as coming:
+        for name, tensor in coming.tensors:
+            held[name].copy_(tensor)
+        return coming.state
 
 
 def _any(name: str, shape: tuple[int, ...]) -> None:

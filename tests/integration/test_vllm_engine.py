@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from dovetail.checkpoint.hf_names import named_tensors, num_bytes
 from dovetail.engines.embedded.engine import EmbeddedEngine
-from dovetail.transport.snapshot import SnapshotStore, Wanted
+from dovetail.transport.place import Wanted
+from dovetail.transport.snapshot import SnapshotStore
 from dovetail.types.calls import FinishReason, GenerateRequest, SamplingParams, ScoreRequest
 from dovetail.types.errors import EngineError, EngineGoneError, RequestTooLongError
 from dovetail.types.ports import RemoteEngine, ScoringEngine

@@ -18,7 +18,8 @@ from dovetail.engines.launch import ClientSettings, LaunchSettings
 from dovetail.engines.process import HeldPort, ServerProcess
 from dovetail.engines.vllm.client import VllmEngine, make_client
 from dovetail.engines.vllm.launch import launch
-from dovetail.transport.snapshot import SnapshotStore, Wanted
+from dovetail.transport.place import Wanted
+from dovetail.transport.snapshot import SnapshotStore
 from dovetail.types.weights import Snapshot
 from examples.arithmetic.make_task import NUM_TOKENS, make_tokenizer
 
