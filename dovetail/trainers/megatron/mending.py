@@ -27,8 +27,8 @@ class Held:
     """What a rank's optimizer holds of one weight of the model."""
 
     weight: torch.Tensor
-    main: torch.Tensor
-    """The float32 master, or this rank's piece of it."""
+    main: torch.Tensor | None
+    """The float32 master, or this rank's piece of it; None: it has none."""
     place: slice
     """Of the piece in the flattened weight."""
     inner: Any
@@ -38,46 +38,57 @@ class Held:
 
     def whole(self, key: str) -> torch.Tensor:
         """One of `KEYS`, shaped as the weight, float32. All ranks of `group` call it."""
-        found = torch.zeros(self.weight.numel(), device=self.main.device)
-        found[self.place] = self._own(key).detach().flatten().float()
+        found = torch.zeros(self.weight.numel(), device=self.weight.device)
+        if self.main is not None:
+            found[self.place] = self._own(self.main, key).detach().flatten().float()
         if self.group is not None:
             dist.all_reduce(found, group=self.group)
         return found.view(self.weight.shape)
 
     def blank(self) -> torch.Tensor:
         """As `whole`, for values to come."""
-        return torch.zeros(self.weight.shape, device=self.main.device)
+        return torch.zeros(self.weight.shape, device=self.weight.device)
 
     @torch.no_grad()
     def put(self, key: str, whole: torch.Tensor) -> None:
         """Take this rank's piece over."""
-        self._own(key).copy_(whole.flatten()[self.place].view(self.main.shape))
+        if self.main is not None:
+            piece = whole.flatten()[self.place].view(self.main.shape)
+            self._own(self.main, key).copy_(piece)
 
-    def _own(self, key: str) -> torch.Tensor:
+    def _own(self, main: torch.Tensor, key: str) -> torch.Tensor:
         if key == "param":
-            return self.main
-        state = self.inner.state[self.main]
+            return main
+        state = self.inner.state[main]
         if key not in state:
             # They are made in the first step otherwise.
-            state[key] = torch.zeros_like(self.main, dtype=torch.float32)
+            state[key] = torch.zeros_like(main, dtype=torch.float32)
         found: torch.Tensor = state[key]
         return found
 
 
 def held(optimizer: Any) -> Iterator[Held]:
-    """Every weight of Megatron's optimizer, in the model's order."""
+    """Every weight of Megatron's optimizer, in one order on all ranks, also those of which this
+    rank has no piece."""
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         if getattr(part, "is_stub_optimizer", False):
             continue
         if isinstance(part, DistributedOptimizer):
-            for weight, (group, number) in part.model_param_group_index_map.items():
-                main = part.optimizer.param_groups[group]["params"][number]
-                own = part._get_model_param_range_map(weight)["param"]
-                place = slice(own.start, own.end)
-                yield Held(weight, main, place, part.optimizer, part.data_parallel_group)
+            for weight in (one for buffer in part.buffers for one in buffer.param_index_map):
+                yield _piece(part, weight)
             continue
         for weight, main in _pairs(part):
             yield Held(weight, main, slice(0, weight.numel()), part.optimizer, None)
+
+
+def _piece(part: Any, weight: torch.Tensor) -> Held:
+    if weight not in part.model_param_group_index_map:
+        return Held(weight, None, slice(0, 0), part.optimizer, part.data_parallel_group)
+    group, number = part.model_param_group_index_map[weight]
+    own = part._get_model_param_range_map(weight)["param"]
+    main = part.optimizer.param_groups[group]["params"][number]
+    place = slice(own.start, own.end)
+    return Held(weight, main, place, part.optimizer, part.data_parallel_group)
 
 
 def set_steps(optimizer: Any, steps: int) -> None:
