@@ -41,8 +41,6 @@ def test_a_complete_run_passes_and_has_nothing_to_note(paths: dict[str, str]) ->
         ("--prompt-data {data}x@[0:5]", "train.jsonlx' does not exist"),
         ("--no-num-rollout", "how long to run? --num-rollout 100"),
         ("--no-num-rollout --num-epoch 1 --no-prompt-data", "num_epoch counts passes"),
-        ("--mode disaggregated", "mode 'disaggregated' needs a cluster runtime"),
-        ("--colocate", "mode 'colocated' needs a cluster runtime"),
         (
             "--global-batch-size 5",
             "a rollout gives 24 samples (rollout_batch_size 4 x n_samples_per_prompt 6), which "
