@@ -8,6 +8,15 @@ from collections.abc import Collection, Iterator
 from dovetail.config.leaves import cure
 from dovetail.config.run import RunConfig
 
+STREAMS = frozenset(
+    {
+        "slime.rollout.fully_async_rollout.generate_rollout_fully_async",
+        "vime.rollout.fully_async_rollout.generate_rollout_fully_async",
+        "miles.rollout.fully_async_rollout.generate_rollout_fully_async",
+        "miles.rollout.fully_async_rollout.FullyAsyncRolloutFn",
+    }
+)
+"""Rollout functions of other frameworks that mean the one of a run with max_lag."""
 _ONLY_AHEAD = (
     "async_max_concurrent_samples",
     "async_data_buffer_capacity_factor",

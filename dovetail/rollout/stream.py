@@ -31,16 +31,6 @@ from dovetail.rollout.teacher import Lessons
 from dovetail.rollout.waiting import UserBuffer
 from dovetail.types import Group, RolloutOutput
 
-NAMES = frozenset(
-    {
-        "slime.rollout.fully_async_rollout.generate_rollout_fully_async",
-        "vime.rollout.fully_async_rollout.generate_rollout_fully_async",
-        "miles.rollout.fully_async_rollout.generate_rollout_fully_async",
-        "miles.rollout.fully_async_rollout.FullyAsyncRolloutFn",
-    }
-)
-"""Rollout functions of other frameworks that mean this one."""
-
 
 @dataclass
 class Filling:

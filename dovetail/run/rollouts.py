@@ -7,6 +7,7 @@ import functools
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dovetail.config.async_rules import STREAMS
 from dovetail.data.build import build_source
 from dovetail.data.family_source import RolloutDataSourceWithBuffer
 from dovetail.hooks import BoundHook
@@ -17,7 +18,6 @@ from dovetail.rollout.evaluate import Evaluation
 from dovetail.rollout.measure import columns, sample_metrics
 from dovetail.rollout.rollout import Rollout
 from dovetail.rollout.sft import SftRollout
-from dovetail.rollout.stream import NAMES as STREAMS
 from dovetail.rollout.stream import StreamRollout
 from dovetail.rollout.waiting import BufferInput
 from dovetail.run.collecting import Collect, Collecting, CollectingAhead

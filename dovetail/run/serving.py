@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dovetail.config.async_rules import STREAMS
 from dovetail.config.run import RunConfig
 from dovetail.config.sections import SessionConfig
 from dovetail.config.weight_rules import apart
 from dovetail.hooks import ArgsView, BoundHook
 from dovetail.rollout import multi_turn, session
-from dovetail.rollout.stream import NAMES as STREAMS
 from dovetail.types.ports import Engine, Tokenizer
 
 if TYPE_CHECKING:

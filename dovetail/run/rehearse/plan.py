@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator
 
+from dovetail.config.async_rules import STREAMS
 from dovetail.config.eval_sets import eval_sets
 from dovetail.config.leaves import leaves
 from dovetail.config.resolve import Resolved
 from dovetail.config.run import RunConfig
 from dovetail.hooks import HOOKS
 from dovetail.rollout import session
-from dovetail.rollout.stream import NAMES as STREAMS
 from dovetail.run.rehearse.parent import rehearse
 from dovetail.run.rehearse.table import row_of
 from dovetail.run.rehearse.verdict import Item, Outcome, Verdict
