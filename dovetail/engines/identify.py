@@ -64,6 +64,18 @@ class Found:
             f"--rollout-engine {self.dialect} (TOML: engine.rollout_engine), or correct {_ADDRS}"
         )
 
+    def stranger(self, url: str, dialect: str) -> str | None:
+        """Why a run that goes on can't let it in; None where it can, or may."""
+        if self.answer is Answer.NOTHING:
+            return f"nothing listens there ({self.said})"
+        if self.answer is Answer.OTHER:
+            return f"what listens there is no engine: {self.said}"
+        if self.answer is Answer.CLOSED:
+            return f"it wants the token of the run's engines (--engine-token-env): {self.said}"
+        if self.dialect in (None, dialect):
+            return None
+        return f"it is a server of {_SPEAKS[str(self.dialect)]}, not of {_SPEAKS[dialect]}"
+
     def absent(self, url: str) -> str | None:
         """Why there is nothing to attach to, and the cure; None where something listens."""
         if self.answer is not Answer.NOTHING:

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from dovetail.router.balancer.worker import WorkerState
 from dovetail.router.bridge import Bridge
 from dovetail.router.describe import described
 from dovetail.router.fields import Fields, RequestError, wrong
@@ -181,6 +182,9 @@ async def _remove(name: str, behind: Behind | None) -> dict[str, Any]:
     url = next((one for one in pool.workers if one in wanted or worker_id(one) in wanted), None)
     if url is None:
         raise _unknown(name)
+    usable = (WorkerState.READY, WorkerState.STARTING)
+    if not any(one.state in usable for one in pool.workers.values() if one.url != url):
+        raise RequestError(f"{url} is the last engine: add another one first", status=409)
     try:
         engine = await pool.remove(url, drain=True, timeout_s=DRAIN_S)
     except EngineError as error:

@@ -105,7 +105,9 @@ def tracker_names(observe: ObserveConfig) -> list[str]:
 def engines_line(engines: Sequence[EngineFacts]) -> str:
     """Which engines served, for a person."""
     restarts = sum(one.restarts for one in engines)
-    shares = ", ".join(f"{one.name} {one.answered}" for one in engines)
+    shares = ", ".join(
+        f"{one.name}{' (left)' if one.left else ''} {one.answered}" for one in engines
+    )
     return f"requests answered: {shares}; engines started anew: {restarts}"
 
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dovetail.engines import identify
 from dovetail.engines.launch import LaunchSpec
 from dovetail.router.balancer.pool import Pool
 from dovetail.router.balancer.worker import Worker
@@ -76,6 +77,8 @@ class EngineFacts:
     restarts: int
     weight_version: int | None
     ready: bool
+    left: bool = False
+    """It was taken out while the run went on."""
 
 
 class Fleet:
@@ -125,7 +128,15 @@ class Fleet:
         """
         if self._connect is None:
             raise EngineError("this fleet takes no engines from outside")
-        return self._connect(url, dialect)
+        engine = self._connect(url, dialect)
+        found = await identify.identify(url, engine.token, self._health.timeout_s)
+        if dialect is None and found.dialect not in (None, engine.dialect):
+            await engine.close()
+            engine = self._connect(url, found.dialect)
+        if unfit := found.stranger(url, engine.dialect):
+            await engine.close()
+            raise EngineError(unfit)
+        return engine
 
     async def start(self, log_dir: Path, say: Say = lambda text: None) -> None:
         """Start, or reach, every engine; each one that is started writes a log in `log_dir`.
@@ -332,11 +343,8 @@ class FarFleet:
 
     def facts(self) -> list[EngineFacts]:
         """As `Fleet.facts`; from any thread."""
-        workers = dict(self.pool.workers)
         return [
-            _facts(one, workers[one.engine.url])
-            for one in list(self._supervisor.members)
-            if one.engine.url in workers
+            _facts(one, one.worker) for one in list(self._supervisor.met) if one.worker is not None
         ]
 
     def metrics(self) -> dict[str, float]:
@@ -351,6 +359,8 @@ class FarFleet:
             "time/weight_update_s": self._update_s,
         }
         for number, one in enumerate(facts):
+            if one.left:
+                continue
             found[f"engines/{number}/answered"] = one.answered
             if one.weight_version is not None:
                 found[f"engines/{number}/weight_version"] = one.weight_version
@@ -386,4 +396,5 @@ def _facts(member: Member, worker: Worker) -> EngineFacts:
         restarts=member.restarts,
         weight_version=worker.weight_version,
         ready=worker.ready,
+        left=worker.removed,
     )

@@ -39,7 +39,6 @@ _EXIT_SHOWS_S = 0.2
 _TICK_S = 0.05
 _LATE_LOOK_S = 2.0
 _LINE = 200
-_SWEEP_S = 0.5
 _FAULTS = (EngineError, OSError)
 
 
@@ -73,6 +72,8 @@ class Member:
     given_up: bool = False
     answered: int = 0
     """Of the pool's worker, when it was let in last."""
+    worker: Worker | None = None
+    """As the pool knows it, or knew it."""
     poke: asyncio.Event = field(default_factory=asyncio.Event)
     """Set: look now."""
 
@@ -144,6 +145,10 @@ class Supervisor:
         self.pool, self.settings, self._on_fatal = pool, settings, on_fatal
         self._tasks: dict[Member, asyncio.Task[None]] = {}
         self._sweeper: asyncio.Task[None] | None = None
+        self._stir = asyncio.Event()
+        self.met: list[Member] = []
+        """Everyone who was ever looked after, in the order in which they came."""
+        pool.at_change.append(self._follow)
 
     @property
     def members(self) -> list[Member]:
@@ -152,9 +157,9 @@ class Supervisor:
 
     def start(self, members: Sequence[Member]) -> None:
         """Look after these from now on; the pool has them."""
-        for member in members:
-            self._tasks[member] = asyncio.ensure_future(self._keep(member))
         self._sweeper = asyncio.ensure_future(self._sweep())
+        for member in members:
+            self._look_after(member, self.pool.worker(member.engine.url))
 
     async def close(self) -> None:
         """Look after nobody any more."""
@@ -169,28 +174,43 @@ class Supervisor:
             if member.engine.url == worker.url:
                 member.poke.set()
 
+    def _follow(self) -> None:
+        """The pool has changed. Whoever came is known from now on, however soon it leaves."""
+        if self._sweeper is None:
+            return
+        self._stir.set()
+        # By worker, not by address: one may be taken out and another put in its place.
+        known = {id(member.worker) for member in self._tasks}
+        for worker in self.pool.workers.values():
+            if id(worker) not in known:
+                number = len(self.met)
+                name = f"engine {number} ({worker.dialect} at {worker.url}, joined)"
+                log.warning("engine %d at %s joins", number, worker.url)
+                self._look_after(Member(name, worker.engine), worker)
+
+    def _look_after(self, member: Member, worker: Worker) -> None:
+        member.worker = worker
+        self.met.append(member)
+        self._tasks[member] = asyncio.ensure_future(self._keep(member, worker))
+
     async def _sweep(self) -> None:
-        """Follow the pool."""
+        """Let go of those who left."""
         while True:
-            # By engine, not by address: one may be taken out and another put in its place.
-            present = {id(worker.engine): worker for worker in self.pool.workers.values()}
-            known = {id(member.engine): member for member in self._tasks}
-            for one in present.keys() - known.keys():
-                member = Member(f"engine at {present[one].url}", present[one].engine)
-                self._tasks[member] = asyncio.ensure_future(self._keep(member))
-            for one in known.keys() - present.keys():
-                await self._let_go(known[one])
-            await asyncio.sleep(_SWEEP_S)
+            for member in self.members:
+                if member.worker is not None and self._is_out(member.worker):
+                    await self._let_go(member)
+            await self._stir.wait()
+            self._stir.clear()
 
     async def _let_go(self, member: Member) -> None:
+        log.warning("%s leaves", member.name)
         task = self._tasks.pop(member)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         if member.process is not None:
             await member.process.terminate(GRACE_S)
 
-    async def _keep(self, member: Member) -> None:
-        worker = self.pool.worker(member.engine.url)
+    async def _keep(self, member: Member, worker: Worker) -> None:
         while True:
             reason = await self._until_dead(member, worker)
             if self._is_out(worker):

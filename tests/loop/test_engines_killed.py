@@ -65,19 +65,19 @@ class FleetRun:
         self.pid, self._code = 0, None
 
     def start(self, **changes: object) -> FleetRun:
-        flags = self._place.flags(
-            rollout_engine="quick",
-            rollout_num_engines=3,
-            num_rollout=NUM_STEPS,
-            rollout_batch_size=GROUPS,
-            n_samples_per_prompt=SIBLINGS,
-            rollout_max_response_len=TOKENS,
-            rollout_health_check_interval=0.3,
-            rollout_health_check_timeout=2,
-            custom_rm_path=None,
-            rm_type="f1",
-            **changes,
-        )
+        own: dict[str, object] = {
+            "rollout_engine": "quick",
+            "rollout_num_engines": 3,
+            "num_rollout": NUM_STEPS,
+            "rollout_batch_size": GROUPS,
+            "n_samples_per_prompt": SIBLINGS,
+            "rollout_max_response_len": TOKENS,
+            "rollout_health_check_interval": 0.3,
+            "rollout_health_check_timeout": 2,
+            "custom_rm_path": None,
+            "rm_type": "f1",
+        }
+        flags = self._place.flags(**{**own, **changes})
         delays = {f"QUICK_{name.upper()}": str(value) for name, value in self._delays.items()}
         self.pid = self._driver.ask(
             argv=["train", *flags],

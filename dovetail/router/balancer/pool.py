@@ -8,6 +8,7 @@ request finds its engine is in dispatch.py and places.py.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
@@ -81,6 +82,8 @@ class Pool:
         self._updates = Updates(self, self._some_ready)
         self.at_close: list[Callable[[], None]] = []
         """Called when it is closed."""
+        self.at_change: list[Callable[[], None]] = []
+        """Called when an engine came, went, or is in another state."""
 
     @property
     def aborts_asked(self) -> int:
@@ -108,7 +111,8 @@ class Pool:
         self, url: str, drain: bool = True, timeout_s: float | None = None
     ) -> RemoteEngine:
         """Take an engine out: with `drain` it finishes what it has, or as much as the time allows;
-        the rest is sent elsewhere. Gives the engine back, which stays open.
+        the rest is sent elsewhere. One that is being given weights stays until it has them, within
+        the same time again. Gives the engine back, which stays open and holds no request.
 
         Raises:
             EngineError: there is none with this address.
@@ -118,11 +122,18 @@ class Pool:
             worker.state = WorkerState.DRAINING
             self._changed()
             await _drained(worker, timeout_s)
-        worker.removed = True
+        if drain:  # Hand to hand, the update would begin anew for all.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s), self.update_lock:
+                    pass
+        held, worker.removed = worker in self._paused, True
         self._bury(worker, "it was removed")
         if self.workers.get(url) is worker:
             del self.workers[url]
         self._changed()
+        if held:  # Nobody else tells it to go on.
+            with contextlib.suppress(EngineError):
+                await worker.engine.resume()
         return worker.engine
 
     def worker(self, url: str) -> Worker:
@@ -260,6 +271,8 @@ class Pool:
         """End every request, and close every engine's client."""
         self._dispatch.close()
         self._aborts.close()
+        for worker in self.workers.values():
+            self._updates.forget(worker)
         for close in self.at_close:
             close()
         engines = [worker.engine for worker in self.workers.values()]
@@ -344,6 +357,7 @@ class Pool:
             call.interrupt(Interrupt.GONE)
         for control in list(worker.controls):
             control.cancel()
+        self._updates.forget(worker)
         self.places.policy.forget([worker])
 
     def _changed(self) -> None:
@@ -356,6 +370,8 @@ class Pool:
         self.places.use(self.workers.values())
         self._change.set()
         self._change = asyncio.Event()
+        for told in self.at_change:
+            told()
 
     def _failed(self, worker: Worker, error: EngineError) -> None:
         if isinstance(error, StaleAnswerError) and self.workers.get(worker.url) is worker:

@@ -1,7 +1,10 @@
 """New weights to the engines of one pool, all of them or, one that comes back, alone.
 
-Weights that last (`Snapshot.lasting`) an engine that comes back is given at once. Those that went
-hand to hand are nowhere any more: it waits, and takes part in the next update.
+Weights that last (`Snapshot.lasting`) an engine that comes, or comes back, is given at once. Those
+that went hand to hand are nowhere any more: it waits, and takes part in the next update.
+
+Engines come and go between the moment that an update is announced to so many and the moment that it
+begins, and they fail in it. Hand to hand nobody can finish then: the try is broken off at once.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from dovetail.router.balancer.commands import command_all
 from dovetail.router.balancer.worker import Worker
-from dovetail.types.errors import BrokenUpdateError, EngineError
+from dovetail.transport.meeting import break_off
+from dovetail.types.errors import BrokenUpdateError, EngineError, EngineGoneError
 from dovetail.types.weights import Snapshot
 
 if TYPE_CHECKING:
@@ -25,11 +29,19 @@ class Updates:
     def __init__(self, pool: Pool, some_ready: Callable[[], Awaitable[None]]) -> None:
         self._pool, self._some_ready = pool, some_ready
         self._joining: dict[Worker, asyncio.Future[Snapshot]] = {}
+        self._ends: set[asyncio.Future[None]] = set()
 
     @property
     def num_receivers(self) -> int:
         """Engines that the next `load` is for."""
         return len(self._pool.ready()) + len(self._joining)
+
+    def forget(self, worker: Worker) -> None:
+        """It is dead, or was taken out: it takes part in no update, and `admit` of it fails."""
+        coming = self._joining.pop(worker, None)
+        if coming is not None and not coming.done():
+            why = f"{worker.url} waited for the next weights: {worker.reason}"
+            coming.set_exception(EngineGoneError(why))
 
     async def load(self, snapshot: Snapshot, patience_s: float) -> None:
         """As `Pool.load`; `patience_s` is the longest wait for an engine to be there."""
@@ -65,7 +77,8 @@ class Updates:
             try:
                 given = await coming
             finally:
-                self._joining.pop(worker, None)
+                if self._joining.get(worker) is coming:
+                    del self._joining[worker]
 
     async def _let_in(
         self, worker: Worker, epoch: int, snapshot: Snapshot | None, *, given: bool
@@ -92,9 +105,13 @@ class Updates:
         pool, ready = self._pool, self._pool.ready()
         joining = {} if snapshot.lasting else dict(self._joining)
         epochs = {worker: worker.epoch for worker in ready}
-        errors = await command_all(
-            [*ready, *joining], lambda worker: worker.engine.load_snapshot(snapshot)
-        )
+        receivers = [*ready, *joining]
+        if snapshot.meeting is not None and snapshot.meeting.num_engines != len(receivers):
+            raise BrokenUpdateError(
+                f"announced to {snapshot.meeting.num_engines} engines; now there are "
+                f"{len(receivers)}"
+            )
+        errors = await command_all(receivers, lambda worker: self._take(worker, snapshot))
         for worker in ready:
             error = errors.get(worker)
             if error is None:
@@ -111,3 +128,15 @@ class Updates:
             else:
                 coming.set_exception(error)
         return errors
+
+    async def _take(self, worker: Worker, snapshot: Snapshot) -> None:
+        try:
+            await worker.engine.load_snapshot(snapshot)
+        except BaseException as error:
+            # The others would wait for it until their patience is over.
+            if snapshot.meeting is not None and not isinstance(error, BrokenUpdateError):
+                reason = f"{worker.url} is gone: {error!r}"
+                end = asyncio.ensure_future(asyncio.to_thread(break_off, snapshot.meeting, reason))
+                self._ends.add(end)
+                end.add_done_callback(self._ends.discard)
+            raise

@@ -16,8 +16,10 @@ from dovetail.router.bridge import Bridge
 from dovetail.router.fields import RequestError
 from dovetail.router.server import RouterServer
 from dovetail.router.workers import Behind, allowed, worker_id
-from dovetail.types import EngineError, FinishReason, GenerateResult
+from dovetail.types import EngineError, FinishReason, GenerateResult, Snapshot
+from dovetail.types.errors import BrokenUpdateError
 from dovetail.types.ports import RemoteEngine
+from dovetail.types.weights import Meeting
 from tests.unit.router.fakes import HeldEngine, snapshot
 from tests.unit.router.scripted import Client, Letters, Scripted, serving
 
@@ -221,6 +223,80 @@ def test_older_routers_clients_remove_by_post(path: str) -> None:
     answer, fleet = _run(work)
     assert answer["success"] is True
     assert set(fleet.pool.workers) == {B}
+
+
+def test_the_last_engine_is_not_removed() -> None:
+    async def work(client: Client, fleet: Fleet) -> str:
+        await client.ok("/remove_worker", {"url": B})
+        said = (await client.refused("/remove_worker", {"url": A}, 409))["message"]
+        assert set(fleet.pool.workers) == {A}
+        return str(said)
+
+    assert "add another one first" in _run(work)
+
+
+def test_an_engine_that_leaves_in_a_pause_goes_on_alone() -> None:
+    async def work(client: Client, fleet: Fleet) -> list[str]:
+        await fleet.pool.pause()
+        await client.ok("/remove_worker", {"url": A})
+        await fleet.pool.resume()
+        return fleet.engines[A].said
+
+    assert _run(work) == ["pause", "resume"]
+
+
+def test_an_engine_leaves_after_the_update_that_it_is_in() -> None:
+    class Slow(HeldEngine):
+        async def load_snapshot(self, snapshot: Any) -> None:
+            begun.set()
+            await go_on.wait()
+            await super().load_snapshot(snapshot)
+
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def work(client: Client, fleet: Fleet) -> list[str]:
+        slow = fleet.engines[NEW] = Slow(NEW)
+        fleet.pool.add(slow)
+        loading = asyncio.ensure_future(fleet.pool.load(snapshot(5)))
+        await begun.wait()
+        leaving = asyncio.ensure_future(client.ok("/remove_worker", {"url": NEW}))
+        while fleet.pool.workers[NEW].ready:
+            await asyncio.sleep(0.005)
+        assert not leaving.done()
+        go_on.set()
+        await asyncio.gather(loading, leaving)
+        assert set(fleet.pool.workers) == {A, B}
+        return slow.said
+
+    assert _run(work) == ["load 5"]
+
+
+def test_an_engine_that_waits_for_weights_hand_to_hand_and_leaves_is_in_no_update() -> None:
+    meeting = Meeting("broadcast", "127.0.0.1", 1, "m", 2, "gloo", patience_s=1.0)
+
+    async def work(client: Client, fleet: Fleet) -> str:
+        await fleet.pool.load(Snapshot(1, None, 1, meeting))
+        refused = asyncio.ensure_future(client.refused("/add_worker", {"url": NEW}, 502))
+        while fleet.pool.num_receivers < 3:
+            await asyncio.sleep(0.005)
+        await client.ok("/remove_worker", {"url": NEW})
+        assert fleet.pool.num_receivers == 2
+        await fleet.pool.load(Snapshot(2, None, 1, meeting))
+        assert set(fleet.pool.workers) == {A, B}
+        return str((await refused)["message"])
+
+    assert "it was removed" in _run(work)
+
+
+def test_an_update_announced_to_other_engines_than_are_there_breaks_off_at_once() -> None:
+    meeting = Meeting("broadcast", "127.0.0.1", 1, "m", 3, "gloo", patience_s=1.0)
+
+    async def work(client: Client, fleet: Fleet) -> None:
+        with pytest.raises(BrokenUpdateError, match="announced to 3 engines; now there are 2"):
+            await fleet.pool.load(Snapshot(1, None, 1, meeting))
+        assert all(not engine.said for engine in fleet.engines.values())
+
+    _run(work)
 
 
 def test_an_engine_that_is_not_there_is_not_removed() -> None:

@@ -440,7 +440,13 @@ def test_engines_come_and_go_twenty_times_and_no_request_is_lost(slow: Place) ->
             f"r{i}" for i in range(200)
         )
         assert {result.version_spans[0].weight_version for result in results} == {1}
-        await until(lambda: len(fleet.facts()) == len(fleet.pool.workers))
+        facts = fleet.facts()
+        there = {one.url for one in facts if not one.left}
+        assert there == set(fleet.pool.workers)
+        assert sum(one.answered for one in facts) == 200
+        assert not [name for name in fleet.metrics() if name.startswith("engines/0/")] or (
+            urls[0] in there
+        )
 
     run(work())
 
@@ -462,8 +468,9 @@ def test_an_engine_of_the_fleets_own_that_is_taken_out_is_ended(place: Place) ->
         url = fleet.facts()[0].url
         await fleet.thread.hop(_remove(fleet, url))
         await until(lambda: len([pid for pid in place.pids() if lives(pid)]) == 1)
-        assert [one.url for one in fleet.facts()] == [
-            one for one in fleet.pool.workers if one != url
+        assert [(one.url, one.left) for one in fleet.facts()] == [
+            (url, True),
+            *((one, False) for one in fleet.pool.workers),
         ]
 
     run(work())
