@@ -76,7 +76,7 @@ class Workload:
         flags += ["--rollout-data-postprocess-path", f"{user}:rest", "--no-check-hooks"]
         flags += ["--num-rollout", self.steps, "--rollout-batch-size", GROUPS, "--lr", 1e-4]
         flags += ["--n-samples-per-prompt", SIBLINGS, "--rollout-max-response-len", 16]
-        flags += ["--device", "cpu", "--num-threads", 2, "--no-use-tensorboard"]
+        flags += ["--device", "cpu", "--num-threads", 1, "--no-use-tensorboard"]
         flags += ["--progress", "plain"]
         code = dovetail(["train", *map(str, flags)])
         if code != 0:
