@@ -68,6 +68,7 @@ def flags(cluster: str, **changes: object) -> dict[str, Any]:
         "n_samples_per_prompt": SIBLINGS,
         "lr": 1e-2,
         "save_interval": 1,
+        "save_keep": STEPS,
         **changes,
     }
 
