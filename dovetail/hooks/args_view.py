@@ -31,6 +31,7 @@ _FALLS_BACK_TO = {
     "eps_clip_high": "eps_clip",
     "ref_load": "hf_checkpoint",
     "wandb_group": "run_name",
+    "num_gpus_per_node": "actor_num_gpus_per_node",
 }
 
 
@@ -100,6 +101,11 @@ def _flat(config: RunConfig) -> dict[str, Any]:
             values[foreign] = not value
         else:
             values[foreign] = value if alias.constant is None else value == alias.constant
+    runtime = config.runtime
+    values["offload_train"], values["offload_rollout"] = runtime.trainer_rests, runtime.engines_rest
+    if runtime.rollout_num_gpus is None:
+        own_engines = config.engine.rollout_num_engines
+        values["rollout_num_gpus"] = own_engines * runtime.rollout_num_gpus_per_engine
     # Theirs bounds what a function of theirs has made ahead; it is unbounded unless asked for.
     values["max_weight_staleness"] = config.rollout.max_lag or None
     return values

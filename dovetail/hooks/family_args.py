@@ -37,21 +37,11 @@ SETTABLE = frozenset(
 them."""
 
 FAMILY_ARGS: dict[str, Any] = {
-    # placement: one device is one GPU of theirs
-    "actor_num_nodes": 1,
-    "actor_num_gpus_per_node": 1,
-    "rollout_num_gpus": 1,
-    "rollout_num_gpus_per_engine": 1,
-    "num_gpus_per_node": 1,
+    # placement
     "offload": False,
-    "offload_train": False,
-    "offload_rollout": False,
-    "distributed_backend": "nccl",
-    "distributed_timeout_minutes": 10,
     # train
     "qwen_gdn_backend": "fla",
     "train_env_vars": {},
-    "update_weight_mode": "full",
     "update_weight_transport": "nccl",
     "release_train": False,
     "update_weight_disk_keep_files": False,
@@ -66,7 +56,6 @@ FAMILY_ARGS: dict[str, Any] = {
     "allgather_cp": False,
     # rollout
     "model_name": None,
-    "update_weight_buffer_size": 536870912,
     "keep_old_actor": False,
     "rollout_data_transport": "object-store",
     # fault tolerance
@@ -77,7 +66,6 @@ FAMILY_ARGS: dict[str, Any] = {
     "log_probs_max_tokens_per_gpu": None,
     # algorithm
     "ref_ckpt_step": None,
-    "async_save": False,
     "no_save_optim": False,
     "megatron_config_path": None,
     "ref_update_interval": None,
@@ -109,7 +97,6 @@ FAMILY_ARGS: dict[str, Any] = {
     "profile_target": ["train_overall"],
     "memory_recorder": "torch",
     "record_memory_history": False,
-    "check_weight_update_equal": False,
     # network
     "http_proxy": None,
     "use_distributed_post": False,
@@ -141,16 +128,9 @@ FAMILY_ARGS: dict[str, Any] = {
     "prefill_num_servers": None,
     "sglang_config": None,
     # mode
-    "train_backend": "torch",
     # Megatron
-    "tensor_model_parallel_size": 1,
-    "pipeline_model_parallel_size": 1,
     "virtual_pipeline_model_parallel_size": None,
-    "context_parallel_size": 1,
-    "expert_model_parallel_size": 1,
-    "expert_tensor_parallel_size": 1,
     "data_parallel_size": 1,
-    "sequence_parallel": False,
     "fp16": False,
     "params_dtype": None,
     "num_experts": None,
@@ -200,11 +180,7 @@ FAMILY_ARGS: dict[str, Any] = {
     "save_debug_trajectory_data": None,
     "save_debug_event_data": None,
     "dumper_enable": False,
-    "lora_rank": 0,
-    "lora_alpha": 16,
-    "lora_dropout": 0.0,
     "lora_type": "lora",
-    "target_modules": None,
     "exclude_modules": None,
     "lora_adapter_path": None,
     "multi_lora_n_adapters": 0,

@@ -123,10 +123,9 @@ class OnRay:
 
         group = TrainerGroup(where, self._stage, job, check)
         runtime, fleet = self._config.runtime, parts.fleet
-        together = runtime.mode == "colocated"
-        moves = together if runtime.offload_train is None else runtime.offload_train
-        sleep = together if runtime.offload_rollout is None else runtime.offload_rollout
-        self.turns = Turns(group if moves else None, fleet if sleep else None)
+        self.turns = Turns(
+            group if runtime.trainer_rests else None, fleet if runtime.engines_rest else None
+        )
         self._group = group
         return RemotePolicy(group, self.turns, fleet, self.open)
 

@@ -61,6 +61,16 @@ class RuntimeConfig(Section):
     )
 
     @property
+    def trainer_rests(self) -> bool:
+        """`offload_train`, or what the mode asks for."""
+        return self.mode == "colocated" if self.offload_train is None else self.offload_train
+
+    @property
+    def engines_rest(self) -> bool:
+        """`offload_rollout`, or what the mode asks for."""
+        return self.mode == "colocated" if self.offload_rollout is None else self.offload_rollout
+
+    @property
     def trainer_ranks(self) -> int:
         """Processes of the trainer."""
         return self.actor_num_nodes * self.actor_num_gpus_per_node
