@@ -17,10 +17,9 @@ from tests.contract.test_megatron_contract import (
     alone,
     groups,
     models,
-    settings,
 )
 from tests.contract.test_trainer_contract import HERE, same_metrics, same_weights
-from tests.contract.trained import Case
+from tests.contract.trained import Case, settings_of
 
 __all__ = ["alone", "groups", "models"]
 ONE = {}
@@ -43,7 +42,7 @@ def test_a_saved_state_goes_on_under_another_layout(change, groups, models, alon
     case = "minibatches and KL"
 
     def run(world, layout, **how):
-        told = Case(**models(architecture), settings=settings(case), layout=layout)
+        told = Case(**models(architecture), settings=settings_of(case), layout=layout)
         return groups[world].call(f"{HERE}:trained", make=MAKE, case=asdict(told), **how)
 
     saved = run(world, layout, steps=(0, 2), save_into=str(tmp_path / "state"))
@@ -56,7 +55,7 @@ def test_a_saved_state_goes_on_under_another_layout(change, groups, models, alon
 
 
 def test_a_state_is_saved_before_the_first_step_too(groups, models, alone, tmp_path):
-    told = asdict(Case(**models("Qwen3"), settings=settings("grpo"), layout=TP))
+    told = asdict(Case(**models("Qwen3"), settings=settings_of("grpo"), layout=TP))
     how = {"make": MAKE, "case": told}
     saved = groups[2].call(
         f"{HERE}:trained", **how, steps=(0, 0), save_into=str(tmp_path / "state")

@@ -36,7 +36,7 @@ ROWS = {
     "tp=2 with sp": Row(MAKE, 2, {**TP, **SP}),
     "tp=2": Row(MAKE, 2, TP, SOME),
     "pp=2": Row(MAKE, 2, PP, SOME),
-    "pp=2, interleaved": Row(MAKE, 2, VPP, SOME, DEEP),
+    "pp=2, interleaved": Row(MAKE, 2, VPP, SOME, architecture=DEEP),
     "cp=2": Row(MAKE, 2, CP, SOME),
     "dp=2, distributed optimizer": Row(MAKE, 2, {}),
     "dp=2": Row(MAKE, 2, {"use_distributed_optimizer": False}, ("grpo",)),
@@ -49,14 +49,18 @@ ROWS = {
         {"passed": {"overlap_grad_reduce": "true", "bucket_size": "1000"}},
         ("minibatches and KL",),
     ),
-    "Llama, tp=2": Row(MAKE, 2, TP, ("grpo",), "Llama"),
-    "Qwen2, pp=2": Row(MAKE, 2, PP, ("grpo",), "Qwen2"),
-    "moe, 1 rank": Row(MAKE, 1, {}, ("grpo",), MOE),
-    "moe, ep=2": Row(MAKE, 2, EP, SOME, MOE),
+    "Llama, tp=2": Row(MAKE, 2, TP, ("grpo",), architecture="Llama"),
+    "Qwen2, pp=2": Row(MAKE, 2, PP, ("grpo",), architecture="Qwen2"),
+    "moe, 1 rank": Row(MAKE, 1, {}, ("grpo",), architecture=MOE),
+    "moe, ep=2": Row(MAKE, 2, EP, SOME, architecture=MOE),
     "moe, ep=2, tp=2 with sp, etp=1": Row(
-        MAKE, 2, {**EP, **TP, **SP, "expert_tensor_parallel_size": 1}, ("grpo",), MOE
+        MAKE,
+        2,
+        {**EP, **TP, **SP, "expert_tensor_parallel_size": 1},
+        ("grpo",),
+        architecture=MOE,
     ),
-    "moe, tp=2 with sp": Row(MAKE, 2, {**TP, **SP}, ("grpo",), MOE),
+    "moe, tp=2 with sp": Row(MAKE, 2, {**TP, **SP}, ("grpo",), architecture=MOE),
 }
 PAIRS = [(row, case) for row, its in ROWS.items() for case in its.cases]
 
@@ -85,12 +89,6 @@ def models(tmp_path_factory):
     return of
 
 
-def settings(case):
-    """Where a gradient is next to nothing, Adam makes steps of its rounding: not with this eps."""
-    its = settings_of(case)
-    return {**its, "optimizer": {**its["optimizer"], "adam_eps": 1e-5}}
-
-
 @pytest.fixture(scope="module")
 def alone(models):
     """What one process of the torch backend makes of a case."""
@@ -98,7 +96,7 @@ def alone(models):
 
     def of(architecture, case):
         if (architecture, case) not in made:
-            told = asdict(Case(**models(architecture), settings=settings(case)))
+            told = asdict(Case(**models(architecture), settings=settings_of(case)))
             made[architecture, case] = trained(0, 1, f"{HERE}:alone", told)
         return made[architecture, case]
 
@@ -108,7 +106,7 @@ def alone(models):
 @pytest.mark.parametrize(("row", "case"), PAIRS)
 def test_it_makes_the_steps_of_one_process(row, case, groups, models, alone):
     row = ROWS[row]
-    told = Case(**models(row.architecture), settings=settings(case), layout=row.layout)
+    told = Case(**models(row.architecture), settings=settings_of(case), layout=row.layout)
     ranks = groups[row.world].call(f"{HERE}:trained", make=row.make, case=asdict(told))
     expected = alone(row.architecture, case)
     for rank in ranks:
@@ -167,7 +165,7 @@ LAYOUTS = {
 def test_experts_are_replayed_and_losses_see_logits_in_every_layout(
     what, layout, architecture, groups, models
 ):
-    own = {**settings("grpo"), **REPLAY.get(what, {})}
+    own = {**settings_of("grpo"), **REPLAY.get(what, {})}
     told = {**models(architecture), "settings": own}
     given = {"what": what, "case": {**told, "layout": LAYOUTS[layout]}}
     world = 1 if layout == "1" else 2

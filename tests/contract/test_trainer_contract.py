@@ -4,7 +4,7 @@ A row: who makes the trainer of one rank (see `trained`), on how many ranks, in 
 the cases that it is held to (all of them by default).
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass, field
 
 import pytest
 import torch
@@ -30,6 +30,7 @@ class Row:
     world: int = 2
     layout: dict = field(default_factory=dict)
     cases: tuple = tuple(CASES)
+    _: KW_ONLY
     apart: float = APART
     alone: str = f"{HERE}:alone"
     """Who makes the trainer of the one process that it is compared with."""

@@ -72,10 +72,10 @@ def load(path, trained=False):
 
 
 def settings_of(case):
-    """AdamW divides by the gradient's size: at its usual epsilon an entry whose gradient is
-    rounding noise would take steps of full length in any direction."""
+    """AdamW divides by the gradient's size: at a usual epsilon an entry whose gradient is rounding
+    noise would take steps of full length in any direction."""
     own = {**CASES, **WITH_MORE_MODELS}[case]
-    return {"optimizer": {"lr": 1e-2, "clip_grad": 0.5, "adam_eps": 1e-6}, **own}
+    return {"optimizer": {"lr": 1e-2, "clip_grad": 0.5, "adam_eps": 1e-5}, **own}
 
 
 def alone(rank, world, case):
@@ -96,7 +96,7 @@ def completed(case, policy, other, parallel=ALONE):
         more["critic"] = Critic(
             other(case.reference, trained=True),
             BatchConfig(),
-            OptimizerConfig(lr=1e-2, adam_eps=1e-6),
+            OptimizerConfig(lr=1e-2, adam_eps=1e-5),
             value_clip=None,
             pad_token_id=0,
             total_optimizer_steps=None,
