@@ -21,6 +21,8 @@ from tests.contract.test_megatron_contract import (
 from tests.contract.test_trainer_contract import HERE, same_metrics, same_weights
 from tests.contract.trained import Case, settings_of
 
+pytestmark = pytest.mark.xdist_group("megatron ranks")
+
 __all__ = ["alone", "groups", "models"]
 ONE = {}
 PLAIN = {"use_distributed_optimizer": False}

@@ -23,6 +23,8 @@ from tests.contract.trained import (
 )
 from tests.unit.trainers.test_routing_replay import some_routing
 
+pytestmark = pytest.mark.xdist_group("megatron ranks")
+
 OWN = "tests.contract.test_megatron_contract"
 MAKE = "tests.contract.megatron_made:megatron"
 TP, SP = {"tensor_model_parallel_size": 2}, {"sequence_parallel": True}

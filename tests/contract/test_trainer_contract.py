@@ -20,6 +20,8 @@ from tests.contract.trained import (
     write_models,
 )
 
+pytestmark = pytest.mark.xdist_group("torch ranks")
+
 APART = 1e-4
 HERE = "tests.contract.trained"
 

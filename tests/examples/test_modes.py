@@ -15,7 +15,7 @@ from tests.examples.example_run import QUIET, ROOT
 from tests.loop.tiny import read_metrics
 from tests.on_ray import two_nodes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("ray")]
 
 STEPS = 4
 SIZES = ["--num-rollout", STEPS, "--rollout-batch-size", 8, "--n-samples-per-prompt", 4]

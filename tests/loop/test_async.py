@@ -232,7 +232,7 @@ def test_a_rollout_function_of_the_users_is_called_ahead_and_undone_at_a_signal(
     ids=["plain", "over-sampled"],
 )
 def test_after_kills_every_prompt_is_trained_once_or_waits(tmp_path: Path, flags: str) -> None:
-    report = drive(tmp_path, f"--max-lag 1 {flags}", kills=8, single_kills=1)
+    report = drive(tmp_path, f"--max-lag 1 {flags}", kills=5, single_kills=1)
     assert {"rollout", "train", "save"} & set(report["died_in"])
     for name in ["whole", *report["names"]]:
         assert_every_step_once(tmp_path / name, 9)

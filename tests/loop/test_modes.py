@@ -18,7 +18,7 @@ from tests.loop.good_run import Place, make_shared
 from tests.loop.tiny import read_metrics
 from tests.on_ray import processes_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("modes")]
 
 STEPS, GROUPS, SIBLINGS = 3, 2, 4
 RANKS = {"actor_num_gpus_per_node": 2, "rollout_num_engines": 2}
@@ -57,7 +57,13 @@ def run(shared: Path, own: Path, **changes: object) -> Done:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Done]]:
+def before() -> set[str]:
+    """Servers and workers that other tests of this process keep."""
+    return set(processes_of(os.getpid()))
+
+
+@pytest.fixture(scope="module")
+def runs(before: set[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Done]]:
     directory = tmp_path_factory.mktemp("modes")
     (directory / "shared").mkdir()
     shared = make_shared(directory / "shared")
@@ -108,8 +114,8 @@ def test_every_process_writes_a_log_named_by_its_role(runs: dict[str, Done], mod
     assert (runs[mode].run_dir / "engines" / "engine_1.log").is_file()
 
 
-def test_nothing_is_left_running(runs: dict[str, Done]) -> None:
-    assert processes_of(os.getpid()) == []
+def test_nothing_is_left_running(before: set[str], runs: dict[str, Done]) -> None:
+    assert set(processes_of(os.getpid())) - before == set()
 
 
 @pytest.mark.parametrize("mode", ["disaggregated", "colocated"])

@@ -17,7 +17,7 @@ from tests.loop.good_run import Place, make_shared
 from tests.loop.tiny import read_metrics, without_times
 from tests.on_ray import processes_of, two_nodes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("ray")]
 
 GROUPS, SIBLINGS = 2, 4
 STEPS = 4
