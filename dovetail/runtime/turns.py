@@ -9,7 +9,7 @@ Each side is a context manager; `Turns` is inside exactly one of them at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Protocol
 
@@ -35,12 +35,13 @@ class Sleeping(Protocol):
 
 @contextmanager
 def offloaded(trainer: Offloading) -> Iterator[None]:
-    """The trainer keeps everything in CPU memory inside."""
-    trainer.offload()
+    """The trainer keeps everything in CPU memory inside. One that is not there has nothing to give
+    up, and one that was lost is built anew on its device."""
+    if trainer.alive:
+        trainer.offload()
     try:
         yield
     finally:
-        # One that was lost is built anew on its device.
         if trainer.alive:
             trainer.onload()
 
@@ -88,12 +89,30 @@ class Turns:
         """The trainer on its device and engines awake, while weights go from hand to hand."""
         self._pass_to("both", None)
 
+    @contextmanager
+    def trainer_for_a_moment(self, reload: Callable[[], None]) -> Iterator[None]:
+        """The trainer works inside. Engines whose turn it was go on afterwards, whatever happens;
+        they have lost their weights, which `reload` gives them again."""
+        interrupts = self.of_engines
+        self.trainer_works()
+        try:
+            yield
+        finally:
+            if interrupts:
+                self.engines_work()
+                reload()
+
     def _pass_to(self, whose: str, enter: AbstractContextManager[None] | None) -> None:
+        """When it fails to begin, everything is as it was; when the other can't go on, nobody is
+        inside anything."""
         if self._of == whose:
             return
         coming = ExitStack()
         if enter is not None:
             coming.enter_context(enter)
-        # Not earlier: whoever takes memory needs what the other has given up.
-        before, self._inside, self._of = self._inside, coming, whose
-        before.close()
+        with ExitStack() as undone:
+            undone.push(coming)
+            before, self._inside, self._of = self._inside, ExitStack(), None
+            # Not earlier: whoever takes memory needs what the other has given up.
+            before.close()
+            self._inside, self._of = undone.pop_all(), whose
