@@ -2,6 +2,7 @@
 
     save:  encode -> room on the disk? -> write aside, hash, fsync -> manifest -> fsync
            (a part that writes itself, as the ranks of a trainer do, gets a directory aside)
+           `begin` is all before the manifest, `commit` the rest: between the two others may write
            -> rename -> fsync -> set checkpoints of an abandoned future aside
            -> remove all but the newest `keep` good ones
     load:  newest first: manifest and every hash fit? -> parts;  else say why and take the next
@@ -16,7 +17,8 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,6 +113,20 @@ class Checkpoint:
         return self.parts[name]
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A checkpoint that is written aside, and is none until it is committed."""
+
+    step: int
+    aside: Path
+    files: Mapping[str, FileFacts]
+    """Those that are whole already."""
+    writing: Sequence[str]
+    """Parts that write themselves."""
+    needed: int
+    """Bytes, of what is known."""
+
+
 def checkpoint_name(step: int) -> str:
     """Directory name of the checkpoint after `step` steps."""
     return f"step_{step:06d}"
@@ -137,20 +153,51 @@ class CheckpointManager:
                 are as they were and nothing half-written is left: the run can go on. Or a part
                 holds what can't be stored.
         """
+        return self.commit(self.begin(step, parts))
+
+    def begin(self, step: int, parts: Mapping[str, Part | WritingPart]) -> Begun:
+        """Write everything of a checkpoint but its manifest. Parts that write themselves may come
+        back before their files are there; `commit` is called when they are, and no other `begin`
+        meanwhile.
+
+        Raises:
+            CheckpointError: as `save`.
+        """
         if not parts or not all(is_part_name(name) for name in parts):
             raise ValueError(f"part names are letters, digits, _ and -, got {list(parts)}")
         encoded = {n: encode_part(n, *part) for n, part in parts.items() if not callable(part)}
         writing = {name: part for name, part in parts.items() if callable(part)}
         needed = sum(part.size_bytes for part in encoded.values()) + _MARGIN_BYTES
-        final = self.directory / checkpoint_name(step)
-        aside = self.directory / f"{_UNFINISHED}{final.name}"
-        try:
+        aside = self.directory / f"{_UNFINISHED}{checkpoint_name(step)}"
+        with self._whole_or_absent(step, aside, needed):
             self.directory.mkdir(parents=True, exist_ok=True)
             self.clean()
             if free_bytes(self.directory) < needed:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            manifest = _write_aside(aside, step, encoded, writing)
-            put_in_place(aside, final, final.with_name(f"{_REPLACED}{final.name}"))
+            return Begun(step, aside, _write_aside(aside, encoded, writing), [*writing], needed)
+
+    def commit(self, begun: Begun) -> Path:
+        """Make it the newest checkpoint, and remove those that are too old.
+
+        Raises:
+            CheckpointError: as `save`.
+        """
+        final = self.directory / checkpoint_name(begun.step)
+        with self._whole_or_absent(begun.step, begun.aside, begun.needed):
+            manifest = _manifest(begun)
+            put_in_place(begun.aside, final, final.with_name(f"{_REPLACED}{final.name}"))
+        self._verified.add((final.name, manifest.encode()))
+        self._tidy(begun.step)
+        return final
+
+    def drop(self, begun: Begun) -> None:
+        """It will never be committed."""
+        remove_tree(begun.aside)
+
+    @contextmanager
+    def _whole_or_absent(self, step: int, aside: Path, needed: int) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             remove_tree(aside)
             what = f"checkpoint of step {step}"
@@ -158,9 +205,6 @@ class CheckpointManager:
         except BaseException:
             remove_tree(aside)
             raise
-        self._verified.add((final.name, manifest.encode()))
-        self._tidy(step)
-        return final
 
     def load(self, path: Path | str | None = None) -> Checkpoint:
         """`load_checkpoint` of `path`, or of this manager's directory."""
@@ -297,11 +341,8 @@ def _checkpoints(directory: Path) -> list[tuple[int, Path]]:
 
 
 def _write_aside(
-    aside: Path,
-    step: int,
-    parts: Mapping[str, EncodedPart],
-    writing: Mapping[str, WritingPart],
-) -> Manifest:
+    aside: Path, parts: Mapping[str, EncodedPart], writing: Mapping[str, WritingPart]
+) -> dict[str, FileFacts]:
     files: dict[str, FileFacts] = {}
     aside.mkdir()
     for name, part in parts.items():
@@ -309,23 +350,29 @@ def _write_aside(
         files[tensors] = write_file(aside / tensors, part.tensor_chunks())
         files[facts] = write_file(aside / facts, [part.facts])
     for name, write in writing.items():
-        files |= _written_aside(aside, name, write)
-    manifest = Manifest(step, files)
-    write_file(aside / MANIFEST, [manifest.encode()])
-    fsync_directory(aside)
+        own = aside / name
+        own.mkdir()
+        facts = f"{name}{FACTS_SUFFIX}"
+        files[facts] = write_file(aside / facts, [encode_part(name, {}, write(own)).facts])
+    return files
+
+
+def _manifest(begun: Begun) -> Manifest:
+    files = dict(begun.files)
+    for name in begun.writing:
+        files |= _written_aside(begun.aside, name)
+    manifest = Manifest(begun.step, files)
+    write_file(begun.aside / MANIFEST, [manifest.encode()])
+    fsync_directory(begun.aside)
     return manifest
 
 
-def _written_aside(aside: Path, name: str, write: WritingPart) -> dict[str, FileFacts]:
-    own = aside / name
-    own.mkdir()
-    facts = encode_part(name, {}, write(own)).facts
-    found = {f"{name}/{inner}": about for inner, about in written_files(own).items()}
+def _written_aside(aside: Path, name: str) -> dict[str, FileFacts]:
+    found = {f"{name}/{inner}": about for inner, about in written_files(aside / name).items()}
     wrong = [path for path in found if not is_written_name(path)]
     if wrong or not found:
         raise CheckpointError(f"part '{name}' wrote {wrong or 'nothing'}, which no manifest holds")
-    file = f"{name}{FACTS_SUFFIX}"
-    return {**found, file: write_file(aside / file, [facts])}
+    return found
 
 
 def _set_aside(path: Path) -> None:

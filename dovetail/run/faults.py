@@ -20,6 +20,7 @@ def save_what_stands(run: Run, error: Exception) -> None:
     Nothing is saved when the error came out of saving, when the weights are between two steps, or
     when nothing was done yet.
     """
+    run.saving.settle()
     if run.policy is None or isinstance(error, CheckpointError):
         return
     done, evaluated = run.position

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,7 @@ from dovetail.run.interrupt import Interrupt
 from dovetail.run.leaving import UserThreads, close_runner, wait_for
 from dovetail.run.policy import POLICY, Policy
 from dovetail.run.report import Reporter, RunReport, Timer, step_metrics
+from dovetail.run.saving import Position, Saving
 from dovetail.run.schedule import Schedule
 from dovetail.run.serving import Served
 from dovetail.runtime.fleet import Fleet
@@ -98,11 +100,11 @@ class Run:
     named_tensors: Callable[[], NamedTensors] | None = None
     """The weights for engines that do not share the trainer's tensors."""
     runner: asyncio.Runner = field(default_factory=asyncio.Runner)
-    position: tuple[int, bool] = (0, False)
+    position: Position = (0, False)
     """Finished steps, and whether the evaluation due there is done: where a checkpoint would
     stand.
     """
-    saved: tuple[int, bool] | None = None
+    saved: Position | None = None
     """The position of the last checkpoint that was written or resumed from."""
     checkpoint: Path | None = None
     """That checkpoint."""
@@ -111,6 +113,9 @@ class Run:
     exported: Path | None = None
     """The last Hugging Face directory that was written."""
     _training: bool = False
+
+    def __post_init__(self) -> None:
+        self.saving = Saving(self.checkpoints, self._written)
 
     def __enter__(self) -> Run:
         self.interrupt.__enter__()
@@ -162,11 +167,11 @@ class Run:
         self.compute.shutdown(wait=not self._training, cancel_futures=True)
 
     def _close_policy(self) -> None:
-        try:
+        with ExitStack() as left:
+            left.callback(self.close_cluster)
             if self.policy is not None:
-                self.policy.close()
-        finally:
-            self.close_cluster()
+                left.callback(self.policy.close)
+            left.callback(self.saving.close)
 
     @property
     def between_steps(self) -> bool:
@@ -270,6 +275,7 @@ class Run:
         Raises:
             CheckpointError: the last save of the run failed.
         """
+        self._carry_on(self.saving.finish)
         if self.policy is None or self.saved == (done, evaluated):
             return
         self.runner.run(self.collecting.hold(self.interrupt.requested))
@@ -282,9 +288,22 @@ class Run:
                 failed.append(error)
         self.collecting.go_on()
         for failure in failed:
-            if self.interrupt.requested or done >= self.schedule.num_steps:
+            if self._is_last(done):
                 raise failure
             self.reporter.failed_save(failure)
+
+    def look_after_save(self) -> None:
+        """Carry on with a checkpoint that is written while the run goes on."""
+        self._carry_on(self.saving.look)
+
+    def _carry_on(self, how: Callable[[], None]) -> None:
+        try:
+            how()
+        except CheckpointError as error:
+            self.reporter.failed_save(error)
+
+    def _is_last(self, done: int) -> bool:
+        return self.interrupt.requested or done >= self.schedule.num_steps
 
     def _export_step(self, done: int, evaluated: bool) -> None:
         if "{rollout_id}" in (self.config.checkpoint.save_hf or ""):
@@ -300,19 +319,28 @@ class Run:
             self.exported = path
 
     def _checkpoint(self, done: int, evaluated: bool) -> None:
-        path = self.checkpoints.save(done, self._parts(evaluated))
-        self.saved, self.checkpoint = (done, evaluated), path
-        self.reporter.saved(done, path)
-        if self.after_save is not None:
-            export = (
-                self.exported if "{rollout_id}" in str(self.config.checkpoint.save_hf) else None
-            )
-            self.after_save(done - 1, str(path), None if export is None else str(export))
+        assert self.policy is not None
+        own = self.config
+        behind = own.checkpoint.async_save and own.runtime.mode != "local"
+        behind = behind and not self._is_last(done)
+        parts, position = self._parts(evaluated, behind), (done, evaluated)
+        export = self.exported if "{rollout_id}" in str(own.checkpoint.save_hf) else None
+        if behind:
+            self.saving.begin(position, parts, export, self.policy)
+        else:
+            self.saving.save(position, parts, export)
 
-    def _parts(self, evaluated: bool) -> dict[str, Part | WritingPart]:
+    def _written(self, position: Position, path: Path, export: Path | None) -> None:
+        self.saved, self.checkpoint = position, path
+        self.reporter.saved(position[0], path)
+        if self.after_save is not None:
+            told = None if export is None else str(export)
+            self.after_save(position[0] - 1, str(path), told)
+
+    def _parts(self, evaluated: bool, behind: bool) -> dict[str, Part | WritingPart]:
         assert self.policy is not None
         parts: dict[str, Part | WritingPart] = {
-            POLICY: self.policy.part(),
+            POLICY: self.policy.part(behind),
             "rng": capture_rng(),
             "loop": ({}, {"evaluated": evaluated, **self._origin()}),
         }
@@ -333,7 +361,12 @@ class Run:
         }
 
     def finish(self, done: int) -> RunReport:
-        """Export if asked for, and say how it ended."""
+        """Export if asked for, and say how it ended.
+
+        Raises:
+            CheckpointError: what was still being written, or the export, failed.
+        """
+        self.saving.finish()
         ended_early = self.interrupt.requested and done < self.schedule.num_steps
         if not ended_early:
             self._export(done)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -46,8 +46,22 @@ class Policy(Protocol):
 
     def train(self, rows: Sequence[Any], rollout_id: int) -> dict[str, float]: ...
 
-    def part(self) -> Part | WritingPart:
-        """What a checkpoint keeps of it."""
+    def part(self, in_background: bool = False) -> Part | WritingPart:
+        """What a checkpoint keeps of it. `in_background`: a part that writes itself comes back when
+        all is copied, and `finish_save` waits for its files."""
+        ...
+
+    def has_saved(self) -> bool:
+        """Whether `finish_save` has nothing to wait for."""
+        ...
+
+    def finish_save(self) -> None:
+        """Wait for the files of a part that is written in the background.
+
+        Raises:
+            CheckpointError: one can't be written.
+            TrainerLostError: nobody is left to write them.
+        """
         ...
 
     def load(self, checkpoint: Checkpoint) -> None: ...
@@ -93,9 +107,16 @@ class LocalPolicy:
         """As `Trainer.train`."""
         return self.trainer.train(rows, rollout_id)
 
-    def part(self) -> Part | WritingPart:
+    def part(self, in_background: bool = False) -> Part | WritingPart:
         """The live tensors."""
         return self.trainer.state_dict()
+
+    def has_saved(self) -> bool:
+        """As `Policy.has_saved`."""
+        return True
+
+    def finish_save(self) -> None:
+        """As `Policy.finish_save`: the checkpoint wrote them itself."""
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Go on from it, also from one that several ranks wrote.
@@ -185,14 +206,22 @@ class RemotePolicy:
         self.turns.trainer_works()
         return self.group.train(rows, rollout_id)
 
-    def part(self) -> Part | WritingPart:
+    def part(self, in_background: bool = False) -> Part | WritingPart:
         """Every rank writes into one directory."""
 
         def write(directory: Path) -> Mapping[str, Any]:
             with self._turn():
-                return self.group.save_into(directory)
+                return self.group.save_into(directory, in_background)
 
         return write
+
+    def has_saved(self) -> bool:
+        """As `Policy.has_saved`."""
+        return self.group.has_saved()
+
+    def finish_save(self) -> None:
+        """As `Policy.finish_save`."""
+        self.group.finish_save()
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Go on from what ranks of any number wrote.
@@ -228,13 +257,7 @@ class RemotePolicy:
         """End the ranks."""
         self.group.close()
 
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
+    def _turn(self) -> AbstractContextManager[None]:
         """The trainer works for a moment; engines that were at work go on with their weights."""
-        interrupts = self.turns.of_engines
-        self.turns.trainer_works()
-        yield
-        if interrupts:
-            self.turns.engines_work()
-            if self._fleet is not None:
-                self._fleet.reload()
+        fleet = self._fleet
+        return self.turns.trainer_for_a_moment(lambda: None if fleet is None else fleet.reload())

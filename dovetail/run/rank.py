@@ -37,7 +37,7 @@ from dovetail.trainers.data_parallel import ALONE, DataParallel
 from dovetail.trainers.sums import WorstToken
 from dovetail.trainers.torch.mesh import Mesh, make_mesh
 from dovetail.transport.sender import Sender
-from dovetail.types.errors import BrokenUpdateError, TrainError
+from dovetail.types.errors import BrokenUpdateError, CheckpointError, TrainError
 from dovetail.types.weights import Snapshot
 
 
@@ -194,14 +194,33 @@ class RankWorker:
         """As `Trainer.logprobs`."""
         return self.trainer.logprobs(rows, reference)
 
-    def save_into(self, directory: str) -> dict[str, Any]:
-        """Write this rank's part of the state; facts for `load_from`."""
+    def save_into(self, directory: str, in_background: bool = False) -> dict[str, Any]:
+        """Write this rank's part of the state; facts for `load_from`. `in_background`: come back
+        when it is copied, `finish_save` waits for the files.
+
+        Raises:
+            CheckpointError: it can't be written.
+        """
         place = Path(directory)
-        facts = self.trainer.save_into(place)
         part = encode_part(self._saved_rng, *capture_rng())
-        (place / f"{self._saved_rng}.safetensors").write_bytes(b"".join(part.tensor_chunks()))
-        (place / f"{self._saved_rng}.json").write_bytes(part.facts)
+        try:
+            facts = self.trainer.save_into(place, in_background=in_background)
+            (place / f"{self._saved_rng}.safetensors").write_bytes(b"".join(part.tensor_chunks()))
+            (place / f"{self._saved_rng}.json").write_bytes(part.facts)
+        except OSError as error:
+            # The same words on every rank: they are told apart by them from one that is alone.
+            raise CheckpointError(f"the trainer's state was not written: {error.strerror}") from (
+                error
+            )
         return {**facts, "world": self.job.world}
+
+    def has_saved(self) -> bool:
+        """As `Trainer.has_saved`."""
+        return self.trainer.has_saved()
+
+    def finish_save(self) -> None:
+        """As `Trainer.finish_save`."""
+        self.trainer.finish_save()
 
     def load_from(self, directory: str, facts: Mapping[str, Any]) -> None:
         """Go on from a saved state, of any number of ranks. Generators go on where they were only

@@ -56,6 +56,7 @@ def recover(run: Run, error: TrainerLostError) -> tuple[int, bool]:
     assert run.policy is not None
     most = run.config.runtime.max_trainer_restarts
     run.runner.run(run.collecting.close())
+    run.saving.settle()
     while run.policy.restarts < most:
         step = 0 if run.saved is None else run.saved[0]
         number = run.policy.restarts + 1

@@ -83,6 +83,7 @@ def train(run: Run, done: int, evaluated: bool) -> tuple[int, bool]:
         run.report_step(done, output, trained, timer)
         if not run.interrupt.requested:
             evaluate(run, done)
+        run.look_after_save()
         if run.schedule.save_due(done) or run.interrupt.requested:
             run.save(*run.position)
     return run.position

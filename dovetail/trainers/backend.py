@@ -128,6 +128,10 @@ class Backend(Protocol):
         """
         ...
 
+    def has_saved(self) -> bool:
+        """Whether this rank is done with a save in the background, however that went."""
+        ...
+
     def finish_save(self) -> None:
         """Wait until the files of a save in the background are on the disk, on all ranks.
 

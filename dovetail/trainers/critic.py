@@ -159,6 +159,10 @@ class Critic:
         """As `Backend.save`."""
         return self.backend.save(directory, in_background=in_background)
 
+    def has_saved(self) -> bool:
+        """As `Backend.has_saved`."""
+        return self.backend.has_saved()
+
     def finish_save(self) -> None:
         """As `Backend.finish_save`."""
         self.backend.finish_save()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dovetail.types.errors import ConfigError
+from dovetail.types.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -61,10 +61,20 @@ class SavedParts:
             facts[name] = part.save(own, in_background=in_background)
         return facts
 
+    def has_saved(self) -> bool:
+        """See `Backend.has_saved`."""
+        return all(part.has_saved() for part in self._parts().values())
+
     def finish_save(self) -> None:
-        """See `Backend.finish_save`."""
+        """See `Backend.finish_save`. Of several failures the first is raised, once all are done."""
+        failed: list[CheckpointError] = []
         for part in self._parts().values():
-            part.finish_save()
+            try:
+                part.finish_save()
+            except CheckpointError as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]
 
     def load_from(self, directory: Path, facts: Mapping[str, Any]) -> None:
         """See `Backend.load`.

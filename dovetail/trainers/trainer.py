@@ -206,12 +206,12 @@ class Trainer:
         facts = self._saved.save_into(directory, in_background)
         return {**facts, _STREAK: self.nonfinite_streak}
 
-    def finish_save(self) -> None:
-        """Wait for the files of a save in the background; every rank calls it.
+    def has_saved(self) -> bool:
+        """Whether `finish_save` has nothing to wait for on this rank."""
+        return self._saved.has_saved()
 
-        Raises:
-            CheckpointError: one could not be written.
-        """
+    def finish_save(self) -> None:
+        """See `Backend.finish_save`; every rank calls it."""
         self._saved.finish_save()
 
     def load_from(self, directory: Path, facts: Mapping[str, Any]) -> None:

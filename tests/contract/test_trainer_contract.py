@@ -15,6 +15,7 @@ from tests.contract.trained import (
     WITH_MORE_MODELS,
     Case,
     load,
+    saved_behind,
     settings_of,
     trained,
     write_models,
@@ -163,6 +164,24 @@ def test_training_goes_on_while_a_state_is_written(pair, models, tmp_path):
         (tmp_path / folder).mkdir()
     saved = pair.call(f"{HERE}:saved_behind", make=TORCH, case=told, directory=str(tmp_path))
     assert saved == [True, True]
+
+
+def test_a_file_that_one_rank_can_not_write_is_told_alike_on_all(pair, models, tmp_path):
+    told = asdict(Case(**models("Qwen3"), settings=settings_of("grpo")))
+    for folder in ("spoilt", "whole"):
+        (tmp_path / folder).mkdir()
+    given = {"case": told, "directory": str(tmp_path)}
+    answers = pair.call(f"{HERE}:not_saved_behind", make=TORCH, **given)
+    assert answers[0] == answers[1]
+    said, whole = answers[0]
+    assert "the trainer's state was not written" in said and whole
+
+
+def test_one_process_alone_writes_in_the_background_too(models, tmp_path):
+    told = asdict(Case(**models("Qwen3"), settings=settings_of("grpo")))
+    for folder in ("whole", "behind"):
+        (tmp_path / folder).mkdir()
+    assert saved_behind(0, 1, f"{HERE}:alone", told, str(tmp_path))
 
 
 def test_an_export_is_what_the_ranks_hold(pair, models, tmp_path):

@@ -22,6 +22,7 @@ from dovetail.config.sections import BatchConfig, OptimizerConfig
 from dovetail.trainers.critic import Critic
 from dovetail.trainers.data_parallel import ALONE, DataParallel
 from dovetail.trainers.torch.teacher import Teacher
+from dovetail.types.errors import CheckpointError
 from tests.unit.trainers.tiny import make_model, make_rows, make_trainer
 
 STEPS = 3
@@ -161,6 +162,27 @@ def saved_behind(rank, world, make, case, directory):
         trainer.load_from(place / folder, facts)
         kept.append(dict(trainer.backend.hf_tensors()))
     return same and all(torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
+
+
+def not_saved_behind(rank, world, make, case, directory):
+    """What every rank is told when the last one can't write, and whether the next save is whole."""
+    trainer, place = maker(make)(rank, world, Case(**case)), Path(directory)
+    trainer.train(rows_of(0), 0)
+    last = f"shard-{world:05d}-model-00001-of-00001.safetensors"
+    (place / "spoilt" / "policy" / last).mkdir(parents=True, exist_ok=True)
+    trainer.save_into(place / "spoilt", in_background=True)
+    said = ""
+    try:
+        trainer.finish_save()
+    except CheckpointError as error:
+        said = str(error)
+    facts = trainer.save_into(place / "whole", in_background=True)
+    trainer.finish_save()
+    kept = dict(trainer.backend.hf_tensors())
+    trainer.train(rows_of(1), 1)
+    trainer.load_from(place / "whole", facts)
+    again = dict(trainer.backend.hf_tensors())
+    return said, trainer.has_saved() and all(torch.equal(kept[n], again[n]) for n in kept)
 
 
 def exported(rank, world, make, case, path):

@@ -117,9 +117,22 @@ class TrainerGroup:
         """As `Trainer.logprobs`."""
         return list(self._ask("logprobs", list(rows), reference)[0])
 
-    def save_into(self, directory: Path) -> dict[str, Any]:
-        """Have every rank write its part; facts for `load_from`."""
-        return dict(self._ask("save_into", str(directory))[0])
+    def save_into(self, directory: Path, in_background: bool = False) -> dict[str, Any]:
+        """Have every rank write its part; facts for `load_from`. `in_background`: come back when
+        all have copied it."""
+        return dict(self._ask("save_into", str(directory), in_background)[0])
+
+    def has_saved(self) -> bool:
+        """Whether every rank is done with a save in the background, however that went."""
+        return all(self._ask("has_saved"))
+
+    def finish_save(self) -> None:
+        """Wait for the files of a save in the background.
+
+        Raises:
+            CheckpointError: they can't be written.
+        """
+        self._ask("finish_save")
 
     def load_from(self, directory: Path, facts: Mapping[str, Any]) -> None:
         """Go on from what `save_into` of a group of any size wrote."""

@@ -219,6 +219,10 @@ class MegatronBackend:
             "steps_done": self.optimizer.steps_done,
         }
 
+    def has_saved(self) -> bool:
+        """See `Backend`."""
+        return True
+
     def finish_save(self) -> None:
         """See `Backend`."""
 

@@ -255,6 +255,10 @@ class TorchBackend:
         """What writes more than the weights into an export: adapters alone. All ranks call it."""
         return adapter_export(self.policy.placed)
 
+    def has_saved(self) -> bool:
+        """See `Backend`."""
+        return self.files.done
+
     def finish_save(self) -> None:
         """See `Backend`."""
         self.files.finish()

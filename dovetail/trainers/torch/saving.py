@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,9 @@ class ShardFiles:
         Raises:
             CheckpointError: a file can't be written, on whichever rank.
         """
-        self.finish()
+        # How an earlier one went, whoever began it has asked or does not want to know.
+        wait([self._writing] if self._writing else [])
+        self._writing = None
         group = self.group
         how: dict[str, Any] = {
             "storage_writer": HuggingFaceStorageWriter(str(directory), save_distributed=True),
@@ -57,16 +59,19 @@ class ShardFiles:
             "no_dist": group is None,
         }
         state = {name: tensor.detach() for name, tensor in tensors.items()}
-        if in_background and group is not None:
-            started = dcp.async_save(state, **how)
-            assert isinstance(started, Future)
-            self._writing = started
+        if in_background:
+            self._writing = _behind(state, how)
             return
         try:
             with _quiet():
                 dcp.save(state, **how)
         except (CheckpointException, OSError) as error:
             raise _not_written(directory, error) from error
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is being written in the background, by this rank."""
+        return self._writing is None or self._writing.done()
 
     def finish(self) -> None:
         """Wait for what is written in the background.
@@ -138,6 +143,24 @@ def check_format(facts: Mapping[str, Any], expected: str, what: str) -> None:
             " continue with the --train-backend (TOML: trainer.train_backend) that wrote it, or "
             "start from its export (dovetail convert) as --hf-checkpoint"
         )
+
+
+def _behind(state: Mapping[str, torch.Tensor], how: Mapping[str, Any]) -> Future[Any]:
+    """Copy a state, and write the copy in a thread."""
+    if how["process_group"] is not None:
+        started = dcp.async_save(dict(state), **how)
+        assert isinstance(started, Future)
+        return started
+    copied = {name: tensor.to("cpu", copy=True) for name, tensor in state.items()}
+    thread = ThreadPoolExecutor(1, thread_name_prefix="saving")
+
+    def write() -> None:
+        with _quiet():
+            dcp.save(copied, **how)
+
+    writing = thread.submit(write)
+    thread.shutdown(wait=False)
+    return writing
 
 
 @contextlib.contextmanager
