@@ -106,6 +106,7 @@ def _backend(
         routing_replay=config.algorithm.routing_replay,
         others=others,
         parallel=parts.parallel,
+        gather_bytes=config.engine.update_weight_buffer_size,
     )
 
 

@@ -154,7 +154,7 @@ class Backend(Protocol):
 
         Rank 0 gets the tensors. Others get the same names, each with an empty tensor or a whole
         one. At no time does a rank itself hold more than `update_weight_buffer_size` bytes of them
-        beside its own weights, or one layer's if that is more. Whole models on one rank give their
+        beside its own weights, or one module's if that is more. Whole models on one rank give their
         own tensors, which the next step changes; others give copies.
         """
         ...

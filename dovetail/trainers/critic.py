@@ -133,7 +133,7 @@ class Critic:
                 return save_hf(self.model, tokenizer, path, {HEAD_FILE: head}, "critic_save")
             return save_hf_tensors(
                 self.model,
-                own.named_tensors(),
+                self.backend.hf_tensors(),
                 tokenizer,
                 path,
                 writes=dist.get_rank() == 0,

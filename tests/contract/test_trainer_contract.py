@@ -127,26 +127,35 @@ SAVED = {
     "1 rank": None,
 }
 """Layouts of a torch state, in the order in which it goes through them; None: one process."""
+SAVED_ADAPTERS = {name: SAVED[name] for name in ("dp 2", "1 rank", "cp 2")}
 
 
-def test_a_state_goes_from_layout_to_layout(pair, models, alone, tmp_path):
+@pytest.mark.parametrize(
+    ("layouts", "own_layout", "alone"),
+    [
+        (SAVED, {}, f"{HERE}:alone"),
+        (SAVED_ADAPTERS, {"lora_rank": 4}, "tests.contract.torch_made:adapted"),
+    ],
+    ids=["weights", "LoRA"],
+)
+def test_a_state_goes_from_layout_to_layout(layouts, own_layout, alone, pair, models, tmp_path):
     own, settings = models("Qwen3"), settings_of("grpo")
     state, weights = None, None
-    for step, (name, layout) in enumerate(SAVED.items()):
+    for step, (name, layout) in enumerate(layouts.items()):
         told = {
-            "case": asdict(Case(**own, settings=settings, layout=layout or {})),
+            "case": asdict(Case(**own, settings=settings, layout={**own_layout, **(layout or {})})),
             "steps": (step, step + 1),
             "load_from": state,
             "save_into": str(tmp_path / name),
         }
         if layout is None:
-            ranks = [trained(0, 1, f"{HERE}:alone", **told)]
+            ranks = [trained(0, 1, alone, **told)]
         else:
             ranks = pair.call(f"{HERE}:trained", make=TORCH, **told)
         assert all(rank["facts"] == ranks[0]["facts"] for rank in ranks)
         state, weights = (str(tmp_path / name), ranks[0]["facts"]), ranks[0]["weights"]
-    told = asdict(Case(**own, settings=settings))
-    expected = trained(0, 1, f"{HERE}:alone", told, steps=(0, len(SAVED)))
+    told = asdict(Case(**own, settings=settings, layout=own_layout))
+    expected = trained(0, 1, alone, told, steps=(0, len(layouts)))
     same_weights(weights, expected["weights"])
     assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".safetensors"}
 
@@ -182,6 +191,29 @@ def test_one_process_alone_writes_in_the_background_too(models, tmp_path):
     for folder in ("whole", "behind"):
         (tmp_path / folder).mkdir()
     assert saved_behind(0, 1, f"{HERE}:alone", told, str(tmp_path))
+
+
+PIECES = {
+    "FSDP2": ({}, "Qwen3", {}),
+    "tp 2": ({"tensor_model_parallel_size": 2}, "Qwen3", {}),
+    "experts": ({}, "Qwen3Moe", {}),
+    "LoRA": ({"lora_rank": 4}, "Qwen3", {}),
+    "CPU offload": ({"fsdp_cpu_offload": True}, "Qwen3", {}),
+    "bfloat16": ({}, "Qwen3", {"low": True}),
+}
+
+
+@pytest.mark.parametrize("what", PIECES)
+def test_no_more_than_the_buffer_is_gathered_at_a_time(what, pair, models):
+    layout, architecture, how = PIECES[what]
+    make = "tests.contract.torch_made:low" if how else TORCH
+    told = Case(**models(architecture), settings=settings_of("grpo"), layout=layout)
+    # A layer has 31 kB, half of it in bfloat16; the embedding 7.8, the experts of a layer 24.6.
+    for most_bytes in (8_000, 14_000):
+        given = {"make": make, "case": asdict(told), "most_bytes": most_bytes}
+        for same, most in pair.call(f"{HERE}:in_pieces", **given):
+            assert same
+            assert 0 < most <= max(most_bytes, 24_576 if architecture == "Qwen3Moe" else 0)
 
 
 def test_an_export_is_what_the_ranks_hold(pair, models, tmp_path):

@@ -9,6 +9,7 @@ called anew for every case. Everything else is asked of the trainer through its 
 """
 
 import importlib
+import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -183,6 +184,40 @@ def not_saved_behind(rank, world, make, case, directory):
     trainer.load_from(place / "whole", facts)
     again = dict(trainer.backend.hf_tensors())
     return said, trainer.has_saved() and all(torch.equal(kept[n], again[n]) for n in kept)
+
+
+def in_pieces(rank, world, make, case, most_bytes):
+    """Whether weights that are gathered piece by piece are those gathered unit by unit, and the
+    most bytes of gathered tensors that were there at once."""
+    from dovetail.trainers.torch import sharded
+
+    trainer = maker(make)(rank, world, Case(**case))
+    trainer.train(rows_of(0), 0)
+    units = dict(trainer.backend.hf_tensors())
+    original, now, most = sharded.gathered, 0, 0
+
+    def freed(size):
+        nonlocal now
+        now -= size
+
+    def watched(*given):
+        nonlocal now, most
+        found = original(*given)
+        now += found.nbytes
+        most = max(most, now)
+        weakref.finalize(found, freed, found.nbytes)
+        return found
+
+    sharded.gathered, trainer.backend.gather_bytes = watched, most_bytes
+    try:
+        same, names = True, []
+        for name, tensor in trainer.backend.hf_tensors():
+            same = same and torch.equal(tensor, units[name]) and tensor.dtype == units[name].dtype
+            names.append(name)
+            del tensor
+    finally:
+        sharded.gathered = original
+    return same and sorted(names) == sorted(units), most
 
 
 def exported(rank, world, make, case, path):

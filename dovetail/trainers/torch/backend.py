@@ -29,6 +29,8 @@ from dovetail.types.errors import TrainError
 if TYPE_CHECKING:
     from dovetail.trainers.backend import WholeLoss
 
+GATHER_BYTES = 512 << 20
+
 
 class TorchBackend:
     """Satisfies `dovetail.trainers.backend.Backend`. Trains `model` in place: its tensors are never
@@ -42,6 +44,7 @@ class TorchBackend:
         others: models beside policy and reference that see the policy's micro-batches, whose layout
             has to suit them too.
         parallel: of models that are whole.
+        gather_bytes: of whole tensors that `hf_tensors` gathers at a time.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class TorchBackend:
         routing_replay: str | None = None,
         others: Sequence[ScoredModel] = (),
         parallel: DataParallel = ALONE,
+        gather_bytes: int = GATHER_BYTES,
     ):
         own = placed(model, parallel)
         self.policy, self.parallel, self.device = ScoredModel(own), own.parallel, own.device
@@ -65,6 +69,7 @@ class TorchBackend:
         references = [] if self.reference is None else [self.reference]
         self._models, self._others = [self.policy, *references, *others], others
         self.batch_config, self.temperature = batch, temperature
+        self.gather_bytes = gather_bytes
         self.optimizer = MasterAdamW(own, optimizer, total_steps)
         self._stowed: Stowed | None = None
         self.files = ShardFiles(own.group)
@@ -271,7 +276,7 @@ class TorchBackend:
 
     def hf_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """See `Backend`."""
-        return self.policy.placed.named_tensors()
+        return self.policy.placed.named_tensors(self.gather_bytes)
 
     def offload(self) -> None:
         """See `Backend`."""

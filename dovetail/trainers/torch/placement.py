@@ -75,8 +75,9 @@ class Placed(Protocol):
         """This rank's memory of weights and buffers, as it is between passes."""
         ...
 
-    def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """See `Backend.hf_tensors`."""
+    def named_tensors(self, most_bytes: int) -> Iterator[tuple[str, torch.Tensor]]:
+        """See `Backend.hf_tensors`; at most so many bytes are gathered at a time, or what can't be
+        taken apart."""
         ...
 
     def adapter_tensors(self) -> dict[str, torch.Tensor]:
@@ -140,8 +141,8 @@ class Whole:
         yield from (p.detach() for p in self.model.parameters())
         yield from self.model.buffers()
 
-    def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """See `Placed`."""
+    def named_tensors(self, most_bytes: int) -> Iterator[tuple[str, torch.Tensor]]:
+        """See `Placed`: there is nothing to gather."""
         return named_tensors(self.model)
 
     def adapter_tensors(self) -> dict[str, torch.Tensor]:

@@ -25,8 +25,9 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
-from dovetail.checkpoint.adapters import is_adapter, merged
+from dovetail.checkpoint.adapters import is_adapter
 from dovetail.trainers.torch.context_parallel import ContextParallel
+from dovetail.trainers.torch.gathering import gathered, pieces, turned
 from dovetail.trainers.torch.mesh import Mesh
 from dovetail.trainers.torch.placement import GradFor, Grads
 from dovetail.trainers.torch.tensor_parallel import check_splits, split_layer
@@ -178,23 +179,32 @@ class Sharded:
         yield from (self.local(p) for p in self.model.parameters())
         yield from self.model.buffers()
 
-    def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """See `Backend.hf_tensors`. Every rank gets whole tensors, each a copy; a unit at a time is
-        gathered, in the type in which passes compute."""
-        from transformers.core_model_loading import revert_weight_conversion
-
+    def named_tensors(self, most_bytes: int) -> Iterator[tuple[str, torch.Tensor]]:
+        """See `Placed`. Every rank gets whole tensors, each a copy, in the type in which passes
+        compute. A unit at a time is gathered; one that is larger than `most_bytes` in pieces."""
         self.passed()
-        names = self._names()
-        for prefix, unit in {"": self.model, **self.layers}.items():
-            unit.unshard()
-            try:
-                own = {name: self._whole(name) for name in names[prefix]}
-                whole = revert_weight_conversion(self.model, merged(self.model, own))
-                for name, tensor in whole.items():
-                    # The unit's memory is given up below, whoever still looks at it.
-                    yield name, tensor.clone()
-            finally:
-                unit.reshard()
+        for prefix, names in self._names().items():
+            unit = self.model if not prefix else self.layers[prefix]
+            whole = {name: self._blank(name) for name in names}
+            parts = pieces(self.model, whole, most_bytes)
+            if len(parts) == 1:
+                yield from self._of_unit(unit, names)
+                continue
+            for part in parts:
+                # Of its own, so that nothing of it is left when the next one is gathered.
+                yield from self._of_piece(part)
+
+    def _of_piece(self, names: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from turned(self.model, {name: self._gathered(name) for name in names}).items()
+
+    def _of_unit(self, unit: Any, names: Sequence[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        unit.unshard()
+        try:
+            for name, tensor in turned(self.model, {n: self._whole(n) for n in names}).items():
+                # The unit's memory is given up below, whoever still looks at it.
+                yield name, tensor.clone()
+        finally:
+            unit.reshard()
 
     def adapter_tensors(self) -> dict[str, torch.Tensor]:
         """See `Placed`."""
@@ -240,9 +250,22 @@ class Sharded:
         return next((prefix for prefix in self.layers if name.startswith(f"{prefix}.")), "")
 
     def _whole(self, name: str) -> torch.Tensor:
-        path, _, last = name.rpartition(".")
-        tensor: torch.Tensor = getattr(self.model.get_submodule(path), last).detach()
+        tensor = self._named(name)
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+    def _gathered(self, name: str) -> torch.Tensor:
+        return gathered(self._named(name), self.device, self._dtype)
+
+    def _blank(self, name: str) -> torch.Tensor:
+        """As `_gathered` gives it, without values."""
+        like = self._named(name)
+        kind = self._dtype if isinstance(like, DTensor) and like.is_floating_point() else like.dtype
+        return torch.empty(like.shape, dtype=kind, device="meta")
+
+    def _named(self, name: str) -> torch.Tensor:
+        path, _, last = name.rpartition(".")
+        found: torch.Tensor = getattr(self.model.get_submodule(path), last).detach()
+        return found
 
     def _units(self) -> Iterator[FSDPModule]:
         yield self.model
