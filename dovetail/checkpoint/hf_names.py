@@ -28,6 +28,13 @@ def named_tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
         yield from revert_weight_conversion(model, merged(model, layer)).items()
 
 
+def merged_tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every weight by the name that the same model without adapters has for it: tied ones once,
+    adapters merged in, a layer at a time."""
+    for layer in _by_layer(model):
+        yield from merged(model, layer).items()
+
+
 def num_bytes(model: PreTrainedModel) -> int:
     """Of all that `named_tensors` gives."""
     return sum(tensor.nbytes for layer in _by_layer(model) for tensor in layer.values())

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dovetail.checkpoint import hf
+from dovetail.checkpoint.hf_names import merged_tensors
 from dovetail.checkpoint.manager import CheckpointManager, directory_of_checkpoints
 from dovetail.checkpoint.rng import seed_all
 from dovetail.config.eval_sets import eval_sets
@@ -130,7 +131,7 @@ def _weights(parts: Parts) -> Callable[[], Iterable[Any]] | None:
     """What engines in other processes are given; on a cluster the ranks have it."""
     if parts.fleet is None:
         ahead = parts.config.collects_ahead
-        return parts.models.model.named_parameters if ahead else None
+        return (lambda: merged_tensors(parts.models.model)) if ahead else None
     return weights_of(parts.models) if parts.on_ray is None else lambda: iter(())
 
 

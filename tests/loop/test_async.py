@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dovetail.cli.main import main
 from dovetail.run.parts import Run
@@ -151,6 +152,32 @@ def test_no_token_is_older_than_the_bound_and_every_sample_is_accounted_for(
     assert sum(lags[lag] for lag in lags if lag) > 0, "some were made ahead"
     assert_accounted(task.path / name)
     assert all("train/tis" in row for row in read_metrics(task.path / name) if "train/loss" in row)
+
+
+def test_the_engines_copy_has_the_adapters_merged_in(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, seen = Run.publish, []
+
+    def publish(run: Run, done: int, always: bool = False) -> None:
+        original(run, done, always)
+        held = dict(run.engines[0]._model.named_parameters())
+        policy: Any = run.policy
+        sent = dict(policy.trainer.backend.hf_tensors())
+        assert sent.keys() == held.keys()
+        assert all(torch.equal(tensor, held[name]) for name, tensor in sent.items())
+        seen.append(float(held["model.layers.0.self_attn.q_proj.weight"].detach().sum()))
+
+    monkeypatch.setattr(Run, "publish", publish)
+    lora = ("--lora-rank", 4, "--lr", 1e-2, "--max-lag", 1, "--save-interval", 4)
+    assert task.train("lora", *lora, "--num-rollout", 4) == 0
+    assert len(set(seen)) == 5, "every step changed what the engine decodes with"
+    assert task.train("lora", *lora, load=True) == 0
+    assert seen[5] == seen[4], "a resumed run goes on with the same weights"
+    assert_every_step_once(task.path / "lora", STEPS)
+    lags = assert_bound(task.path / "lora", 1)
+    assert lags[1] > 0
+    assert_accounted(task.path / "lora")
 
 
 def test_requests_under_way_go_on_under_the_weights_of_a_publish(task: Task) -> None:
