@@ -112,7 +112,9 @@ def main():
         init_method=f"file://{meeting}",
         rank=rank,
         world_size=world,
-        timeout=timedelta(seconds=60),
+        # Not less: on a busy machine a rank may come to an import long after the others, and one
+        # that failed or is gone ends them all without it.
+        timeout=timedelta(seconds=PATIENCE_S),
     )
     said = sys.stdout
     sys.stdout = sys.stderr

@@ -9,7 +9,7 @@ from dataclasses import KW_ONLY, asdict, dataclass, field
 import pytest
 import torch
 
-from tests.contract.ranks import Ranks
+from tests.contract.ranks import PATIENCE_S, Ranks
 from tests.contract.trained import (
     CASES,
     WITH_MORE_MODELS,
@@ -21,7 +21,7 @@ from tests.contract.trained import (
     write_models,
 )
 
-pytestmark = pytest.mark.xdist_group("torch ranks")
+pytestmark = [pytest.mark.xdist_group("torch ranks"), pytest.mark.timeout(PATIENCE_S + 60)]
 
 APART = 1e-4
 HERE = "tests.contract.trained"
