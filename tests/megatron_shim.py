@@ -54,6 +54,11 @@ def install():
     _without_transformer_engine()
 
 
+def on_cpu(args):
+    """As `install`, for a run's ranks: its --custom-megatron-init-path."""
+    install()
+
+
 def _devices():
     torch.cuda.current_device = lambda: torch.device("cpu")
     torch.cuda.synchronize = lambda *_, **more: None

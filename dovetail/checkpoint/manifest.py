@@ -25,7 +25,7 @@ _MOST_BYTES = 16 << 20
 FORMAT_VERSION_OF_WRITTEN = 2
 """Of checkpoints with a part that wrote itself."""
 _PART_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_\-]{0,63}")
-_INNER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
+_INNER = re.compile(r"\.?[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")  # Megatron writes `.metadata`.
 _MOST_DEPTH = 8
 _HEX = re.compile(r"[0-9a-f]{64}")
 

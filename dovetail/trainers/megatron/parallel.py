@@ -56,7 +56,9 @@ def join(config: TrainerConfig, num_layers: int, seed: int, device: torch.device
         create_gloo_process_groups=False,
         distributed_timeout_minutes=max(1, round(config.distributed_timeout_minutes)),
     )
-    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+    if device.type == "cuda":
+        # Of layers' generators, which are all the device's.
+        tensor_parallel.model_parallel_cuda_manual_seed(seed)
     return Ranks(
         tp=parallel_state.get_tensor_model_parallel_rank(),
         tp_size=parallel_state.get_tensor_model_parallel_world_size(),

@@ -56,7 +56,7 @@ def test_one_that_fails_leaves_the_older_checkpoints_and_nothing_else(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["step_000001"]
 
 
-@pytest.mark.parametrize("name", ["a b", "-x", ".hidden"])
+@pytest.mark.parametrize("name", ["a b", "-x", "..hidden"])
 def test_it_may_not_write_names_that_no_manifest_holds(tmp_path, name):
     def odd(directory):
         (directory / name).write_bytes(b"x")
@@ -64,6 +64,16 @@ def test_it_may_not_write_names_that_no_manifest_holds(tmp_path, name):
 
     with pytest.raises(CheckpointError, match="which no manifest holds"):
         saved(tmp_path, odd)
+
+
+def test_it_may_write_a_table_whose_name_begins_with_a_dot(tmp_path):
+    def megatron(directory):
+        (directory / ".metadata").write_bytes(b"x")
+        return {}
+
+    path = saved(tmp_path, megatron)
+    (path / "policy" / ".metadata").write_bytes(b"y")
+    assert ".metadata has changed" in load_checkpoint(tmp_path).skipped[0]
 
 
 def test_asking_for_its_tensors_says_that_there_are_none(tmp_path):
