@@ -60,9 +60,9 @@ COMMANDS = (
     ),
     Command(
         "convert",
-        "Export a checkpoint as a Hugging Face directory.",
+        "Export a checkpoint as a Hugging Face directory; Megatron's weights and back.",
         "dovetail.cli.convert:convert",
-        "convert CHECKPOINT DIRECTORY",
+        "convert [--origin MODEL | --to-megatron] SOURCE DIRECTORY",
     ),
 )
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from dovetail.config.passthrough import handed
@@ -30,10 +33,23 @@ def check_megatron(passthrough: Mapping[str, Any]) -> None:
     ]
     if missing:
         raise MissingExtraError(
-            f"--train-backend megatron needs {', '.join(missing)}; install the extra: "
+            f"Megatron's trainer and checkpoints need {', '.join(missing)}; install the extra: "
             "pip install 'dovetail-rl[megatron]'"
         )
     check(handed(passthrough, PREFIX))
+
+
+def load_offline() -> ModuleType:
+    """`dovetail.trainers.megatron.offline`.
+
+    Raises:
+        MissingExtraError: Megatron is not installed.
+    """
+    check_megatron({})
+    with warnings.catch_warnings():
+        # Of what it would be faster with, which is nothing for files.
+        warnings.simplefilter("ignore")
+        return importlib.import_module("dovetail.trainers.megatron.offline")
 
 
 def make_megatron(parts: TrainerParts, temperature: float, total_steps: int) -> MegatronBackend:

@@ -6,7 +6,9 @@ from __future__ import annotations
 from typing import Any
 
 from dovetail.checkpoint.manager import Checkpoint
+from dovetail.run.megatron import load_offline
 from dovetail.run.policy import POLICY
+from dovetail.trainers.megatron import FORMAT as MEGATRON
 from dovetail.trainers.torch.restore import restore_sharded, restore_weights
 
 
@@ -15,10 +17,14 @@ def restore_policy(model: Any, checkpoint: Checkpoint) -> None:
 
     Raises:
         CheckpointError: it has none that this process can read, or they are another model's.
+        MissingExtraError: Megatron wrote it, and is not installed here.
     """
     if POLICY not in checkpoint.written:
         restore_weights(model, *checkpoint.part(POLICY))
         return
     # Inside, the policy has a folder beside that of a critic.
-    own = checkpoint.written[POLICY].get(POLICY, {})
-    restore_sharded(model, checkpoint.directory(POLICY) / POLICY, own)
+    own, place = checkpoint.written[POLICY].get(POLICY, {}), checkpoint.directory(POLICY) / POLICY
+    if own.get("format") == MEGATRON:
+        load_offline().restore_megatron(model, place)
+    else:
+        restore_sharded(model, place, own)

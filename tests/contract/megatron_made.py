@@ -19,7 +19,12 @@ from dovetail.trainers.megatron.backend import MegatronBackend, MegatronModel  #
 from dovetail.trainers.trainer import Trainer  # noqa: E402
 
 
-def megatron(rank, world, case):
+def low(rank, world, case):
+    """With bfloat16 weights, float32 masters and gradients."""
+    return megatron(rank, world, case, dtype=torch.bfloat16)
+
+
+def megatron(rank, world, case, dtype=torch.float32, hooks=None):
     """The trainer of one rank."""
     settings, layout = dict(case.settings), dict(case.layout)
     passed = layout.pop("passed", {})
@@ -29,7 +34,7 @@ def megatron(rank, world, case):
     backend = MegatronBackend(
         MegatronModel(
             directory=Path(case.policy),
-            dtype=torch.float32,
+            dtype=dtype,
             trainer=TrainerConfig(train_backend="megatron", **layout),
             passed=passed,
             gradient_checkpointing=checkpointing,
@@ -40,6 +45,7 @@ def megatron(rank, world, case):
         temperature=1.0,
         total_steps=None,
         routing_replay=algorithm.routing_replay,
+        hooks=hooks,
     )
     own = {"pad_token_id": 0, "samples_per_optimizer_step": 10**6, **settings}
     return Trainer(backend, algorithm, temperature=1.0, **own)

@@ -175,6 +175,8 @@ def _numerics(dtype: torch.dtype, on_cpu: bool) -> dict[str, Any]:
         "gradient_accumulation_fusion": False,
         "attention_softmax_in_fp32": True,
         "autocast_dtype": dtype,
+        # The default is a deprecated name of the same, of which megatron-core warns.
+        "cuda_graph_scope": [],
     }
 
 

@@ -17,14 +17,14 @@ from dovetail.batch.plan import PlannedBatch, Scope
 from dovetail.batch.rows import TrainRow
 from dovetail.config.sections import BatchConfig, OptimizerConfig, TrainerConfig
 from dovetail.trainers.backend import BatchLoss
-from dovetail.trainers.megatron import provider, saving
+from dovetail.trainers.megatron import FORMAT, provider, saving
 from dovetail.trainers.megatron.architecture import check_supported, transformer_config
 from dovetail.trainers.megatron.bridge import Weights
 from dovetail.trainers.megatron.hooks import MegatronHooks
 from dovetail.trainers.megatron.layout import plan_lines
 from dovetail.trainers.megatron.line import Line, idle_line, line_of
 from dovetail.trainers.megatron.optim import Optimizer
-from dovetail.trainers.megatron.parallel import Ranks, join
+from dovetail.trainers.megatron.parallel import Ranks, join, seed_layers
 from dovetail.trainers.megatron.passes import Passes
 from dovetail.trainers.megatron.routing import Replay
 from dovetail.trainers.memory import Stowed
@@ -81,6 +81,9 @@ class MegatronBackend:
         self.parallel, self.runs_ahead = self.ranks.data, True
         if self.hooks.init is not None:
             self.hooks.init()
+        if self.device.type != "cuda":
+            # Only where the user's function has made something answer for CUDA.
+            seed_layers(model.seed)
         self.vocab_size = int(self.hf_config.vocab_size)
         frozen, config = self._build(model, model.directory)
         self.weights = Weights(config, self.hf_config, model.dtype)
@@ -215,7 +218,7 @@ class MegatronBackend:
         """See `Backend` and `saving`; in the background nothing is left to do."""
         saving.write_training(self.chunks, self.optimizer, directory)
         return {
-            "format": saving.FORMAT,
+            "format": FORMAT,
             "steps_done": self.optimizer.steps_done,
         }
 
@@ -228,7 +231,7 @@ class MegatronBackend:
 
     def load(self, directory: Path, facts: Mapping[str, Any]) -> None:
         """See `Backend` and `saving`."""
-        check_format(facts, saving.FORMAT, "the Megatron backend")
+        check_format(facts, FORMAT, "the Megatron backend")
         saving.read_training(self.chunks, self.optimizer, directory, facts)
 
     def hf_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:

@@ -57,8 +57,7 @@ def join(config: TrainerConfig, num_layers: int, seed: int, device: torch.device
         distributed_timeout_minutes=max(1, round(config.distributed_timeout_minutes)),
     )
     if device.type == "cuda":
-        # Of layers' generators, which are all the device's.
-        tensor_parallel.model_parallel_cuda_manual_seed(seed)
+        seed_layers(seed)
     return Ranks(
         tp=parallel_state.get_tensor_model_parallel_rank(),
         tp_size=parallel_state.get_tensor_model_parallel_world_size(),
@@ -69,6 +68,11 @@ def join(config: TrainerConfig, num_layers: int, seed: int, device: torch.device
         data=_data_parallel(),
         device=device,
     )
+
+
+def seed_layers(seed: int) -> None:
+    """The generators of layers, which megatron-core keeps on CUDA."""
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
 
 
 def leave() -> None:

@@ -47,7 +47,8 @@ def build(
             "post_process": parallel_state.is_pipeline_last_stage(**ends),
         }
         if provider is None:
-            chunk = gpt_model(config, hf_config, stage, **named)
+            on_cpu = device.type == "cpu"
+            chunk = gpt_model(config, hf_config, stage, **named, on_cpu=on_cpu)
             leave_pad_alone(chunk, hf_config)
         else:
             chunk = _provided(provider(**named, vp_stage=stage, config=config, pg_collection=None))
@@ -66,11 +67,12 @@ def gpt_model(
     *,
     pre_process: bool,
     post_process: bool,
+    on_cpu: bool = False,
 ) -> GPTModel:
     """One stage of Megatron's own decoder."""
     return GPTModel(
         config=config,
-        transformer_layer_spec=block_spec(config, vp_stage),
+        transformer_layer_spec=block_spec(config, vp_stage, on_cpu),
         pre_process=pre_process,
         post_process=post_process,
         parallel_output=True,

@@ -9,18 +9,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    TorchDistSaveShardedStrategy,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
 from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
 from megatron.core.dist_checkpointing.validation import StrictHandling
+from torch.distributed.checkpoint.api import CheckpointException
 
 from dovetail.trainers.megatron.mending import KEYS, held, set_steps
 from dovetail.trainers.megatron.optim import Optimizer
@@ -28,12 +37,14 @@ from dovetail.trainers.megatron.provider import bare
 from dovetail.trainers.megatron.reading import check_table
 from dovetail.types.errors import CheckpointError
 
-FORMAT = "dovetail-megatron-torch_dist-1"
-
 
 def write_weights(chunks: Sequence[Any], directory: Path) -> None:
-    """Weights alone, as Megatron's tools read them."""
-    _save(_of_model(chunks), directory)
+    """Weights alone, as Megatron's tools read them, of a model whole on the CPU.
+
+    Raises:
+        CheckpointError: a file can't be written.
+    """
+    _save(_of_model(chunks), directory, _OnCpu("torch_dist", 1))
 
 
 def read_weights(chunks: Sequence[Any], directory: Path) -> None:
@@ -119,9 +130,25 @@ def _put(chunks: Sequence[Any], found: Mapping[str, Any]) -> None:
             )
 
 
-def _save(state: dict[str, Any], directory: Path) -> None:
+class _OnCpu(TorchDistSaveShardedStrategy):  # type: ignore[misc]
+    """megatron-core's own asks CUDA whether copies are done, also where there is none; and it
+    starts processes to write, which one process with everything in CPU memory does not need."""
+
+    def save(self, sharded_state_dict: Any, checkpoint_dir: Path | str) -> None:
+        """As megatron-core's, by torch.distributed.checkpoint alone."""
+        named, _, _ = _replace_state_dict_keys_with_sharded_keys(
+            sharded_state_dict, self.keep_only_main_replica
+        )
+        dcp.save(
+            mcore_to_pyt_state_dict(named, False),
+            storage_writer=dcp.FileSystemWriter(checkpoint_dir),
+            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
+        )
+
+
+def _save(state: dict[str, Any], directory: Path, strategy: _OnCpu | None = None) -> None:
     with _told(directory, "written"):
-        dist_checkpointing.save(state, str(directory))
+        dist_checkpointing.save(state, str(directory), strategy)
 
 
 def _load(state: dict[str, Any], directory: Path) -> dict[str, Any]:
@@ -152,11 +179,21 @@ def _check(directory: Path) -> None:
 @contextmanager
 def _told(directory: Path, what: str) -> Iterator[None]:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # Of names within torch that megatron-core uses.
+            warnings.simplefilter("ignore", FutureWarning)
             yield
+    except CheckpointException as error:
+        # torch's is a BaseException, which holds what each rank raised.
+        inner = next((one for one, _ in error.failures.values()), error)
+        raise _failure(directory, what, inner) from error
     except (CheckpointingException, OSError, RuntimeError, KeyError, ValueError) as error:
-        first = str(error).strip().splitlines()[:1] or [""]
-        raise CheckpointError(
-            f"the Megatron checkpoint in {directory} can't be {what}: {type(error).__name__}: "
-            f"{first[0][:300]}"
-        ) from error
+        raise _failure(directory, what, error) from error
+
+
+def _failure(directory: Path, what: str, error: BaseException) -> CheckpointError:
+    first = str(error).strip().splitlines()[:1] or [""]
+    return CheckpointError(
+        f"the Megatron checkpoint in {directory} can't be {what}: it is damaged or of another "
+        f"model: {type(error).__name__}: {first[0][:300]}"
+    )

@@ -23,9 +23,9 @@ def has_transformer_engine() -> bool:
     return importlib.util.find_spec("transformer_engine") is not None
 
 
-def block_spec(config: TransformerConfig, vp_stage: int | None = None) -> Any:
-    """Of the layers of one pipeline stage."""
-    if has_transformer_engine():
+def block_spec(config: TransformerConfig, vp_stage: int | None = None, on_cpu: bool = False) -> Any:
+    """Of the layers of one pipeline stage; Transformer Engine's run on GPUs only."""
+    if has_transformer_engine() and not on_cpu:
         return gpt_layer_specs.get_gpt_decoder_block_spec(
             config, use_transformer_engine=True, vp_stage=vp_stage
         )
