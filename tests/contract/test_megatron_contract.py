@@ -27,6 +27,7 @@ pytestmark = pytest.mark.xdist_group("megatron ranks")
 
 OWN = "tests.contract.test_megatron_contract"
 MAKE = "tests.contract.megatron_made:megatron"
+LOW, LOW_ALONE = "tests.contract.megatron_made:low", "tests.contract.torch_made:low_alone"
 TP, SP = {"tensor_model_parallel_size": 2}, {"sequence_parallel": True}
 PP, CP = {"pipeline_model_parallel_size": 2}, {"context_parallel_size": 2}
 EP = {"expert_model_parallel_size": 2}
@@ -53,14 +54,12 @@ ROWS = {
     ),
     "Llama, tp=2": Row(MAKE, 2, TP, ("grpo",), architecture="Llama"),
     "Qwen2, pp=2": Row(MAKE, 2, PP, ("grpo",), architecture="Qwen2"),
+    "bfloat16, tp=2 with sp": Row(LOW, 2, {**TP, **SP}, ("grpo",), apart=0.1, alone=LOW_ALONE),
+    "bfloat16, dp=2": Row(LOW, 2, {}, ("grpo",), apart=0.1, alone=LOW_ALONE),
     "moe, 1 rank": Row(MAKE, 1, {}, ("grpo",), architecture=MOE),
     "moe, ep=2": Row(MAKE, 2, EP, SOME, architecture=MOE),
     "moe, ep=2, tp=2 with sp, etp=1": Row(
-        MAKE,
-        2,
-        {**EP, **TP, **SP, "expert_tensor_parallel_size": 1},
-        ("grpo",),
-        architecture=MOE,
+        MAKE, 2, {**EP, **TP, **SP, "expert_tensor_parallel_size": 1}, ("grpo",), architecture=MOE
     ),
     "moe, tp=2 with sp": Row(MAKE, 2, {**TP, **SP}, ("grpo",), architecture=MOE),
 }
@@ -96,11 +95,12 @@ def alone(models):
     """What one process of the torch backend makes of a case."""
     made = {}
 
-    def of(architecture, case):
-        if (architecture, case) not in made:
+    def of(architecture, case, make=f"{HERE}:alone"):
+        key = (architecture, case, make)
+        if key not in made:
             told = asdict(Case(**models(architecture), settings=settings_of(case)))
-            made[architecture, case] = trained(0, 1, f"{HERE}:alone", told)
-        return made[architecture, case]
+            made[key] = trained(0, 1, make, told)
+        return made[key]
 
     return of
 
@@ -110,10 +110,10 @@ def test_it_makes_the_steps_of_one_process(row, case, groups, models, alone):
     row = ROWS[row]
     told = Case(**models(row.architecture), settings=settings_of(case), layout=row.layout)
     ranks = groups[row.world].call(f"{HERE}:trained", make=row.make, case=asdict(told))
-    expected = alone(row.architecture, case)
+    expected = alone(row.architecture, case, row.alone)
     for rank in ranks:
-        same_metrics(rank["metrics"], expected["metrics"])
-    same_weights(ranks[0]["weights"], expected["weights"])
+        same_metrics(rank["metrics"], expected["metrics"], row.apart)
+    same_weights(ranks[0]["weights"], expected["weights"], row.apart)
 
 
 def specially(rank, world, make, case, what):
