@@ -12,15 +12,14 @@ import contextlib
 import logging
 import os
 import secrets
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from dovetail.config.leaves import cure
+from dovetail.runtime.ray.door import TOKEN_CURE, refusal
+from dovetail.runtime.ray.session import SessionDirectory
 from dovetail.types.errors import ConfigError, DovetailError, MissingExtraError
 
 log = logging.getLogger(__name__)
@@ -64,7 +63,7 @@ class Cluster:
 
     def __init__(self, address: str | None, resources: Mapping[str, float]) -> None:
         self.address, self._resources = address, dict(resources)
-        self._directory: Path | None = None
+        self._directory: SessionDirectory | None = None
         self.ray: Any = None
 
     @property
@@ -110,8 +109,7 @@ class Cluster:
 
     def _start_once(self, ray: Any, quiet: dict[str, Any]) -> None:
         own = dict(self._resources)
-        # Short, for the paths of sockets below it have at most 107 characters.
-        self._directory = Path(tempfile.mkdtemp(prefix="dovetail-ray-", dir=_short_place()))
+        self._directory = SessionDirectory()
         with _without("RAY_ADDRESS"):
             ray.init(
                 address="local",
@@ -121,17 +119,24 @@ class Cluster:
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
                 _node_ip_address=LOOPBACK,
-                _temp_dir=str(self._directory),
+                _temp_dir=str(self._directory.path),
                 **quiet,
             )
 
     def _connect(self, ray: Any, address: str, quiet: dict[str, Any]) -> None:
+        if ":" in address and (why := refusal(address)) is not None:
+            raise ConfigError(f"the Ray cluster at {address} lets nobody in: {why}; {TOKEN_CURE}")
         try:
             ray.init(address=address, namespace=f"dovetail-{os.getpid()}", **quiet)
+        except ray.exceptions.AuthenticationError as error:
+            raise ConfigError(
+                f"the Ray cluster at {address}: {str(error).rstrip('. ')}; {TOKEN_CURE}"
+            ) from error
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
             raise ConfigError(
                 f"no Ray cluster can be reached at {address}: {error}. Start one with "
-                f"`ray start --head`, or leave {cure('ray_address')} out and the run starts its own"
+                f"`ray start --head`, or leave {cure('ray_address')} out and the run starts its "
+                f"own. If it wants a token (RAY_AUTH_MODE), {TOKEN_CURE}"
             ) from error
 
     @property
@@ -155,17 +160,12 @@ class Cluster:
 
     def _remove_directory(self) -> None:
         if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory.remove()
             self._directory = None
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(". ")
-
-
-def _short_place() -> str | None:
-    """Where a directory with a short name can be made; None: wherever the system puts such."""
-    return "/tmp" if os.access("/tmp", os.W_OK) else None
 
 
 @contextmanager
