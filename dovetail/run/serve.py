@@ -13,6 +13,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 
 import uvloop
@@ -26,6 +27,8 @@ from dovetail.run.served import ServedParts
 from dovetail.weights.publish import publish
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ONE_SIGNAL_S = 0.5
+"""`timeout` and shells send the same one to the process and to its group."""
 Say = Callable[[str], None]
 
 
@@ -51,9 +54,9 @@ def run_serve(resolved: Resolved, ready: Say, say: Say) -> None:
 
 
 async def _serve(parts: ServedParts, ready: Say, say: Say) -> None:
-    stop = asyncio.Event()
+    stop, leaving = asyncio.Event(), _Leaving()
     for one in _SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(one, _leave, one, stop)
+        asyncio.get_running_loop().add_signal_handler(one, leaving.asked, one, stop)
     starting = asyncio.ensure_future(_start(parts, say))
     stopping = asyncio.ensure_future(stop.wait())
     try:
@@ -92,9 +95,19 @@ async def _end(parts: ServedParts) -> None:
     parts.compute.shutdown()
 
 
-def _leave(signum: int, stop: asyncio.Event) -> None:
+class _Leaving:
     """The first signal ends it in order, the second at once."""
-    if stop.is_set():
-        os._exit(128 + signum)
-    sys.stderr.write(f"\n{signal.Signals(signum).name}: leaving; once more leaves at once\n")
-    stop.set()
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def asked(self, signum: int, stop: asyncio.Event) -> None:
+        """A signal came."""
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+            name = signal.Signals(signum).name
+            sys.stderr.write(f"\n{name}: leaving; once more leaves at once\n")
+            stop.set()
+        elif now - self._since > _ONE_SIGNAL_S:
+            os._exit(128 + signum)

@@ -155,6 +155,9 @@ def test_several_engines_answer_behind_one_address(model: Path, tmp_path: Path) 
         body = {"input_ids": [5, 9], "sampling_params": {"temperature": 0, "max_new_tokens": 4}}
         body["sampling_params"]["ignore_eos"] = True
         assert ask(f"{url}/generate", body)[1]["output_ids"] == greedy(model, [5, 9], 4)
+        # As `timeout` does, to the process and to its group: one wish, not two.
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
         for one in workers:
