@@ -47,7 +47,7 @@ from dovetail.run.serving import hook_owners, make_router
 from dovetail.run.training import make_to_rows, make_trainer
 from dovetail.run.validate import validate
 from dovetail.runtime.compute import compute_thread, decode_thread, shared_out
-from dovetail.runtime.machine import cluster_here
+from dovetail.runtime.machine import cluster_of
 from dovetail.runtime.plan import Plan, plan
 from dovetail.runtime.shape import shape_of
 from dovetail.trainers.data_parallel import ALONE, DataParallel
@@ -160,7 +160,7 @@ class Parts:
         self.hooks: dict[str, BoundHook] = bind_hooks(config.hooks, self.args, hook_owners(config))
         self._bound: dict[tuple[str, str], BoundHook] = {}
         self._bind_those_of_eval_sets()
-        self.plan: Plan = plan(config, cluster_here(config), shape_of(config))
+        self.plan: Plan = plan(config, cluster_of(config), shape_of(config))
         self.passthrough = resolved.passthrough
         self.on_ray = self._on_ray()
         self.models = self._models()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dovetail.checkpoint import hf
 from dovetail.config.run import RunConfig
-from dovetail.runtime.machine import cluster_here
+from dovetail.runtime.machine import cluster_of
 from dovetail.runtime.parameters import count_parameters
 from dovetail.runtime.plan import plan
 from dovetail.runtime.roles import table
@@ -21,19 +21,16 @@ def planned(config: RunConfig) -> str:
         config: one that passed `dovetail.run.validate.validate`.
 
     Raises:
-        ConfigError: the plan can't be.
+        ConfigError: the plan can't be, or its cluster can't be reached.
     """
-    cluster = cluster_here(config)
+    cluster = cluster_of(config)
     made = plan(config, cluster, shape_of(config))
     path = str(config.model.hf_checkpoint)
-    notes = ""
-    if config.runtime.ray_address is not None:
-        notes = f"the cluster at {config.runtime.ray_address} was not looked at\n"
     if not Path(path).is_dir():
-        return f"{made.describe()}\n{notes}{path} is no directory here: nothing to count\n"
+        return f"{made.describe()}\n{path} is no directory here: nothing to count\n"
     trusted = config.model.trust_remote_code
     skeleton = hf.load_skeleton(path, config.model.dtype, trusted, needs_weights=False)
     own = config.trainer
     count = count_parameters(skeleton, own.lora_rank, own.target_modules)
     shape = ModelShape.read(path) or ModelShape()
-    return table(config, made, cluster, shape, count) + notes
+    return table(config, made, cluster, shape, count)

@@ -71,6 +71,8 @@ class Cluster:
     gpus: tuple[int, ...] | None = None
     """Devices of each node; None: nodes are as many, and have as many devices, as are asked for
     (CPU processes, or a cluster that was not looked at)."""
+    num_nodes: int | None = None
+    """Nodes of a cluster of CPU processes; None: as many as are asked for."""
     memory_bytes: int | None = None
     """Memory of one GPU, or of a machine without GPUs, where it is known."""
 
@@ -132,6 +134,7 @@ def plan(config: RunConfig, cluster: Cluster, shape: ModelShape | None = None) -
         check_fit(config, shape)
     split = layout(config)
     nodes = _nodes(config, cluster)
+    _check_nodes(config, nodes, cluster)
     ranks = tuple(
         TrainerRank(rank, place, split.at(rank))
         for rank, place in enumerate(_trainer_devices(config, nodes))
@@ -215,6 +218,16 @@ def _nodes(config: RunConfig, cluster: Cluster) -> tuple[int, ...]:
     beside = (size - runtime.actor_num_gpus_per_node) // per_engine * runtime.actor_num_nodes
     more = -(-max(0, engines - beside) // max(1, size // per_engine))
     return (size,) * (runtime.actor_num_nodes + more)
+
+
+def _check_nodes(config: RunConfig, nodes: tuple[int, ...], cluster: Cluster) -> None:
+    if cluster.num_nodes is not None and len(nodes) > cluster.num_nodes:
+        raise ConfigError(
+            f"the plan asks for {_count(len(nodes), 'node')}, the Ray cluster at "
+            f"{config.runtime.ray_address} has {cluster.num_nodes}; lower "
+            f"{cure('actor_num_nodes')} or {cure('rollout_num_engines')}, or raise "
+            f"{cure('num_gpus_per_node')}, or start more (`ray start --address=...`)"
+        )
 
 
 def _trainer_devices(config: RunConfig, nodes: tuple[int, ...]) -> list[Device]:

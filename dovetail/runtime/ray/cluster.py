@@ -145,6 +145,12 @@ class Cluster:
         return [node for node in self.ray.nodes() if node["Alive"]]
 
     @property
+    def in_order(self) -> list[dict[str, Any]]:
+        """`nodes` as plans count them: this machine's first."""
+        here = self.ray.get_runtime_context().get_node_id()
+        return sorted(self.nodes, key=lambda node: (node["NodeID"] != here, node["NodeID"]))
+
+    @property
     def own_address(self) -> str:
         """Of this machine, as Ray knows it."""
         here = self.ray.get_runtime_context().get_node_id()

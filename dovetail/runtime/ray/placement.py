@@ -103,9 +103,8 @@ def _resources(cluster: Cluster) -> str:
 
 
 def _nodes(cluster: Cluster, nodes: Sequence[int], has_gpus: bool) -> list[dict[str, Any]]:
-    """Which nodes of the cluster those of the plan are: this machine's first."""
-    here = cluster.ray.get_runtime_context().get_node_id()
-    alive = sorted(cluster.nodes, key=lambda node: (node["NodeID"] != here, node["NodeID"]))
+    """Which nodes of the cluster those of the plan are."""
+    alive = cluster.in_order
     wanted = [nodes.count(number) for number in range(max(nodes) + 1)]
     chosen: list[dict[str, Any]] = []
     for count in wanted:

@@ -165,7 +165,7 @@ def test_the_table_has_a_row_per_role_and_says_what_is_too_little() -> None:
         "--train-backend megatron --pipeline-model-parallel-size 2 --use-kl-loss "
         "--rollout-engine vllm"
     )
-    config, cluster = _config(flags), Cluster(True, (2, 2, 4), 100_000)
+    config, cluster = _config(flags), Cluster(True, (2, 2, 4), memory_bytes=100_000)
     text = table(config, plan(config, cluster, SHAPE), cluster, SHAPE, COUNT)
     heads = [line.partition("  ")[0] for line in text.splitlines()]
     assert heads[3:8] == [

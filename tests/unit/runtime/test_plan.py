@@ -4,6 +4,7 @@ import pytest
 
 from dovetail.config.resolve import resolve
 from dovetail.runtime.layout import Coordinates, Layout
+from dovetail.runtime.machine import found
 from dovetail.runtime.plan import Cluster, Plan, plan
 from dovetail.types.errors import ConfigError
 
@@ -86,3 +87,31 @@ def test_too_few_devices_are_refused_with_the_numbers(
 ) -> None:
     with pytest.raises(ConfigError, match=expected):
         _plan(flags, Cluster(True, gpus=gpus))
+
+
+def _on_ray(flags: str, *nodes: dict[str, float]) -> Plan:
+    config = resolve([], f"{flags} --mode disaggregated --ray-address a:1".split()).config
+    told = [{"NodeID": str(at), "Resources": one} for at, one in enumerate(nodes)]
+    return plan(config, found(config, told, 80))
+
+
+def test_a_plan_counts_the_nodes_and_gpus_of_its_ray_cluster() -> None:
+    flags, nodes = "--actor-num-gpus-per-node 4", [{"GPU": 2.0}, {"GPU": 4.0}, {"CPU": 64.0}]
+    with pytest.raises(ConfigError, match=r"leaves 2 devices \(of each node: 2, 0, 0\)"):
+        _on_ray(f"{flags} --rollout-num-engines 3", *nodes)
+    made = _on_ray(f"{flags} --rollout-num-engines 2", *nodes)
+    assert made.device == "cuda" and made.nodes == (2, 4, 0)
+    ranks, engines = _places(made)
+    assert ranks == [(1, 0), (1, 1), (1, 2), (1, 3)] and engines == [[(0, 0)], [(0, 1)]]
+
+
+def test_a_cluster_without_gpus_has_as_many_processes_as_are_asked_for_on_its_nodes() -> None:
+    flags = "--actor-num-nodes 2 --rollout-num-engines 2 --num-gpus-per-node 2"
+    two = ({"CPU": 4.0, "memory": 5e9}, {"CPU": 4.0, "memory": 3e9})
+    assert _on_ray(flags, *two).nodes == (2, 2)
+    with pytest.raises(ConfigError, match="asks for 2 nodes, the Ray cluster at a:1 has 1"):
+        _on_ray(flags, two[0])
+    config = resolve([], []).config
+    nodes = [{"Resources": one} for one in two]
+    assert found(config, nodes, None).memory_bytes == 3e9
+    assert found(config, [{"Resources": {"GPU": 8.0}}], 80) == Cluster(True, (8,), memory_bytes=80)
