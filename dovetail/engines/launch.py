@@ -23,6 +23,9 @@ class LaunchSettings:
     python: str
     """The interpreter that has the engine installed."""
     host: str = "127.0.0.1"
+    token: str | None = field(default=None, repr=False)
+    """That clients are to send, where other machines reach `host`: in no flag, for everybody reads
+    those in lists of processes and in logs."""
     device: str = "cpu"
     dtype: str = "bfloat16"
     """Of the trainer's weights: `float32`, `bfloat16` or `float16`."""
@@ -49,7 +52,7 @@ class LaunchSpec:
     """How to start one engine."""
 
     argv: list[str]
-    env: dict[str, str] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict, repr=False)
     """On top of the run's own environment."""
     ready_path: str = "/health"
     """GET answers 200 there once requests can come."""

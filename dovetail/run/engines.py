@@ -105,8 +105,8 @@ def _specs(
         assert on_ray is not None
         return EngineSpec(
             name,
-            client,
-            launch=lambda port: launch(port, on_ray.host(number)),
+            lambda url: client(url, on_ray.token(number)),
+            launch=lambda port: launch(port, on_ray.host(number), on_ray.token(number)),
             home=lambda: on_ray.seat(number),
         )
 
@@ -120,9 +120,12 @@ def _connect(row: EngineRow, models: Models, url: str, dialect: str | None) -> A
     return _client(load(row.client), models, url)
 
 
-def _client(make: Callable[..., Any], models: Models, url: str) -> Any:
+def _client(
+    make: Callable[..., Any], models: Models, url: str, own_token: str | None = None
+) -> Any:
     config = models.config
     variable = config.engine.engine_token_env
+    named = None if variable is None else os.environ.get(variable)
     return make(
         url,
         ClientSettings(
@@ -132,7 +135,7 @@ def _client(make: Callable[..., Any], models: Models, url: str) -> Any:
             tokenizer=models.tokenizer,
             request_timeout_s=config.router.router_request_timeout_s,
             model_dir=Path(str(config.model.hf_checkpoint)),
-            token=None if variable is None else os.environ.get(variable),
+            token=own_token or named,
         ),
     )
 
@@ -144,6 +147,7 @@ def _launch(
     passthrough: dict[str, Any],
     port: int,
     host: str = HOST,
+    token: str | None = None,
 ) -> Any:
     settings = config.engine
     own = {leaf: getattr(settings, leaf) for leaf in row.leaves}
@@ -155,6 +159,7 @@ def _launch(
             model_dir=Path(str(config.model.hf_checkpoint)).resolve(),
             port=port,
             host=host,
+            token=token,
             max_context_len=models.context_len,
             python=interpreter(row.name, settings.engine_python),
             device=models.plan.device.partition(":")[0],

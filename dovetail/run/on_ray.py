@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import secrets
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dovetail.config.leaves import cure
+from dovetail.config.router_rules import is_loopback
 from dovetail.config.run import RunConfig
 from dovetail.hooks import ArgsView
 from dovetail.observe.run_dir import RunDir
@@ -48,6 +50,7 @@ class OnRay:
         self._has_gpus = plan.device != "cpu"
         kind = {"GPU": float(len(self._devices))} if self._has_gpus else {}
         self.cluster = Cluster(config.runtime.ray_address, {"CPU": _cpus(self._devices), **kind})
+        self._token = secrets.token_urlsafe(32)
         self._placement: Placement | None = None
         self._places: dict[Device, Place] = {}
         self._seats: dict[int, RemoteSeat] = {}
@@ -149,9 +152,9 @@ class OnRay:
         """Where an engine lives; the cluster is open."""
         assert self._placement is not None, "the cluster is open"
         if engine not in self._seats:
-            place = self._places[self._plan.engines[engine].devices[0]]
+            places = [self._places[one] for one in self._plan.engines[engine].devices]
             self._seats[engine] = RemoteSeat(
-                self._placement, place, self._stage(f"engine {engine} seat")
+                self._placement, places, self._stage(f"engine {engine} seat")
             )
         return self._seats[engine]
 
@@ -160,6 +163,11 @@ class OnRay:
         if self._placement is None:
             return LOOPBACK
         return self._places[self._plan.engines[engine].devices[0]].address
+
+    def token(self, engine: int) -> str | None:
+        """What an engine asks of who speaks to it, where other machines can: made for this run,
+        and kept in memory alone."""
+        return None if is_loopback(self.host(engine)) else self._token
 
     # What every process needs
 

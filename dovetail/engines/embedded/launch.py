@@ -9,6 +9,8 @@ from pathlib import Path
 import dovetail
 from dovetail.engines.launch import LaunchSettings, LaunchSpec
 
+TOKEN_ENV = "DOVETAIL_ENGINE_TOKEN"
+
 
 def launch(settings: LaunchSettings) -> LaunchSpec:
     """The command of one engine. `passthrough` has settings by their names here."""
@@ -27,12 +29,17 @@ def launch(settings: LaunchSettings) -> LaunchSpec:
     }
     if settings.num_threads:
         flags["num_threads"] = settings.num_threads
+    if settings.token is not None:
+        flags["router_token_env"] = TOKEN_ENV
     argv = [settings.python, "-m", "dovetail", "serve"]
     for name, value in flags.items():
         argv += _written(name, value)
     package = str(Path(dovetail.__file__).parents[1])
     paths = [package, os.environ.get("PYTHONPATH", "")]
-    return LaunchSpec(argv, {"PYTHONPATH": os.pathsep.join(path for path in paths if path)})
+    env = {"PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+    if settings.token is not None:
+        env[TOKEN_ENV] = settings.token
+    return LaunchSpec(argv, env)
 
 
 def _written(name: str, value: object) -> list[str]:

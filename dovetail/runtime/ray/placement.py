@@ -42,7 +42,7 @@ class Placement:
     """
 
     def __init__(self, cluster: Cluster, nodes: Sequence[int], *, has_gpus: bool) -> None:
-        self._cluster, self._has_gpus = cluster, has_gpus
+        self._cluster, self.has_gpus = cluster, has_gpus
         found = _nodes(cluster, nodes, has_gpus)
         from ray.util.placement_group import placement_group
 
@@ -82,7 +82,7 @@ class Placement:
 
         return self._cluster.ray.remote(holder).options(
             num_cpus=SLIVER,
-            num_gpus=gpus if self._has_gpus else 0,
+            num_gpus=gpus if self.has_gpus else 0,
             max_concurrency=threads,
             max_restarts=0,
             scheduling_strategy=PlacementGroupSchedulingStrategy(

@@ -20,6 +20,8 @@ from dovetail.runtime.ray.placement import Place, Placement
 from dovetail.types.errors import EngineError
 
 MAKER = "dovetail.runtime.ray.server:EngineSeat"
+LOOK = "dovetail.runtime.ray.server:Look"
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _THREADS = 4
 """Calls at once of an engine's actor: one waits for the end of the process."""
 _LOOK_EVERY_S = 0.05
@@ -75,6 +77,25 @@ class EngineSeat:
         if self._process is not None:
             asyncio.run(self._process.terminate(grace_s))
 
+    def gpus(self) -> list[str]:
+        """What the node calls the GPUs of this actor."""
+        return gpus_here()
+
+
+class Look:
+    """Lives in an actor at a further place of an engine, just long enough to be asked."""
+
+    def gpus(self) -> list[str]:
+        """As `EngineSeat.gpus`."""
+        return gpus_here()
+
+
+def gpus_here() -> list[str]:
+    """What the node calls the GPUs of this process: numbers or UUIDs."""
+    import ray
+
+    return [str(one) for one in ray.get_runtime_context().get_accelerator_ids().get("GPU", [])]
+
 
 class RemoteServer:
     """Satisfies what `runtime/health.py` needs of a `ServerProcess`.
@@ -108,7 +129,8 @@ class RemoteServer:
             EngineError: it can't be started.
         """
         self._seat.hold()
-        given = (list(self.command), self._env, str(self.log_file.absolute()), self.name)
+        env = {**self._env, **self._seat.devices()}
+        given = (list(self.command), env, str(self.log_file.absolute()), self.name)
         self._seat.ask("start", *given)
         self._ending, self._end = None, self._seat.begin("ended")
 
@@ -189,12 +211,15 @@ class RemoteSeat:
 
     Args:
         placement: where there are places.
-        place: the one of this engine.
+        places: those of this engine, one for each of its devices, all on one node; its actor is
+            at the first.
         stage: what its actor needs.
     """
 
-    def __init__(self, placement: Placement, place: Place, stage: Stage) -> None:
-        self._placement, self.place, self._stage = placement, place, stage
+    def __init__(self, placement: Placement, places: Sequence[Place], stage: Stage) -> None:
+        self._placement, self._places, self._stage = placement, places, stage
+        self.place = places[0]
+        self._devices: dict[str, str] | None = None
         self._actor: Any = None
         self.number = 0
 
@@ -206,9 +231,46 @@ class RemoteSeat:
     def open(self) -> None:
         """Start the actor, without waiting for it."""
         if self._actor is None:
-            self._actor = self._placement.actor(
-                Holder, self.place, threads=_THREADS, gpus=_GPU_SHARE
-            ).remote(self._stage, MAKER, {"address": self.place.address})
+            self._actor = self._at(self.place, MAKER, {"address": self.place.address})
+
+    def _at(self, place: Place, maker: str, given: Mapping[str, Any]) -> Any:
+        made = self._placement.actor(Holder, place, threads=_THREADS, gpus=_GPU_SHARE)
+        return made.remote(self._stage, maker, dict(given))
+
+    def devices(self) -> dict[str, str]:
+        """The variable by which a server sees all GPUs of its engine; of one GPU, or none, its
+        actor's own will do. Asked once: bundles stay on their GPUs.
+
+        Raises:
+            EngineError: they can't be had.
+        """
+        if len(self._places) == 1 or not self._placement.has_gpus:
+            return {}
+        if self._devices is None:
+            found = list(self.ask("gpus", timeout_s=_START_S))
+            for place in self._places[1:]:
+                found += self._look(place)
+            if len(set(found)) != len(self._places):
+                raise EngineError(
+                    f"{self._stage.name}: got GPUs {found} of its node, expected "
+                    f"{len(self._places)} different ones"
+                )
+            self._devices = {_VISIBLE: ",".join(found)}
+        return self._devices
+
+    def _look(self, place: Place) -> list[str]:
+        import ray
+
+        actor = self._at(place, LOOK, {})
+        try:
+            answer: Answer = ray.get(actor.call.remote("gpus"), timeout=_START_S)
+        except ray.exceptions.RayError as error:
+            raise EngineError(f"{self._stage.name}: a GPU of its can't be had: {error}") from error
+        finally:
+            ray.kill(actor, no_restart=True)
+        if not answer.good:
+            raise EngineError(f"{self._stage.name}: {answer.error or answer.failure}")
+        return list(answer.value)
 
     def hold(self) -> None:
         """Have the actor hold the port; the same one again when the actor is a new one.
