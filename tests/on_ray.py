@@ -43,6 +43,18 @@ def holding(run_dir: Path) -> dict[str, int]:
     return found
 
 
+def serving(run_dir: Path, engine: int) -> int:
+    """The process of an engine of the run that is a `dovetail serve`."""
+    for one in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if one.name.isdigit() and "-m dovetail serve" in command(int(one.name)):
+                log = Path(os.readlink(one / "fd" / "1"))
+                words = command(int(one.name)).split()
+                if log == run_dir / "engines" / f"engine_{engine}.log" and "-m" in words[1:2]:
+                    return int(one.name)
+    raise LookupError(f"engine {engine} does not run")
+
+
 @contextlib.contextmanager
 def two_nodes() -> Iterator[str]:
     """A Ray cluster of two raylets on this machine; its address."""

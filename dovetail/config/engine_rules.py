@@ -89,6 +89,7 @@ def _good(url: str) -> bool:
 def engine_notes(config: RunConfig) -> Iterator[str]:
     """One line for each setting without effect."""
     own = config.engine
+    yield from _idle(config, ("join",), "a run has engines, `dovetail serve` joins one")
     yield from weight_notes(config)
     if not apart(config):
         yield from _idle(config, _OF_PROCESSES, "the engine is in the run's own process")
@@ -98,8 +99,6 @@ def engine_notes(config: RunConfig) -> Iterator[str]:
         yield from _idle(config, _OF_EMBEDDED, f"rollout_engine is '{own.rollout_engine}'")
     if own.rollout_external_engine_addrs:
         yield from _idle(config, _OF_STARTED, "the engines run already")
-    else:
-        yield from _idle(config, ("engine_token_env",), "no engine runs already")
     if own.weight_transport == "shared_memory" and own.all_local:
         yield from _idle(config, ("update_weight_disk_dir",), "weight_transport is shared_memory")
 

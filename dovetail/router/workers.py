@@ -19,6 +19,7 @@ from dovetail.router.balancer.worker import WorkerState
 from dovetail.router.bridge import Bridge
 from dovetail.router.describe import described
 from dovetail.router.fields import Fields, RequestError, wrong
+from dovetail.router.reach import out_of_reach
 from dovetail.router.respond import Json, failure, fields_of
 from dovetail.types.errors import EngineError
 from dovetail.types.ports import RemoteEngine
@@ -149,6 +150,8 @@ async def _add(asked: tuple[str, str | None], behind: Behind | None) -> dict[str
     pool = behind.pool
     if url in pool.workers:
         raise RequestError(f"url: {url} is there already", status=409, field="url", got=url)
+    if why := await asyncio.to_thread(out_of_reach, url, pool.snapshot):
+        raise RequestError(f"{url} was not added: {why}", status=409, field="url", got=url)
     try:
         engine = await behind.connect(url, dialect)
         try:

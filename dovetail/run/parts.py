@@ -142,6 +142,10 @@ class Run:
         self.interrupt.run(self.runner, starting)
         if self.router is not None:
             self.router.serve_on(self.fleet.thread.loop)
+            self.reporter.say(
+                f"router at {self.router.url}; one more engine: dovetail serve MODEL --join "
+                f"{self.router.url}"
+            )
 
     def __exit__(self, *exc: object) -> None:
         if isinstance(exc[1], Exception):

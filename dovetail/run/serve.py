@@ -22,6 +22,7 @@ from dovetail.config.resolve import Resolved
 from dovetail.observe.log import open_log
 from dovetail.observe.run_dir import RunDir
 from dovetail.run.heap import settled_heap, unswept_heap
+from dovetail.run.join import Membership
 from dovetail.run.leaving import end_tasks
 from dovetail.run.served import ServedParts
 from dovetail.weights.publish import publish
@@ -57,6 +58,7 @@ async def _serve(parts: ServedParts, ready: Say, say: Say) -> None:
     stop, leaving = asyncio.Event(), _Leaving()
     for one in _SIGNALS:
         asyncio.get_running_loop().add_signal_handler(one, leaving.asked, one, stop)
+    member = Membership(parts.config, parts.server.url)
     starting = asyncio.ensure_future(_start(parts, say))
     stopping = asyncio.ensure_future(stop.wait())
     try:
@@ -64,10 +66,16 @@ async def _serve(parts: ServedParts, ready: Say, say: Say) -> None:
         if not stop.is_set():
             await starting
             ready(parts.server.url)
+            starting = asyncio.ensure_future(_join(member, say, stop))
+            await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                await starting
             await stopping
     finally:
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)
+        if (unsaid := await member.leave()) is not None:
+            say(f"the run was not told that this engine leaves: {unsaid}")
         await _end(parts)
         await end_tasks()
 
@@ -83,6 +91,15 @@ async def _start(parts: ServedParts, say: Say) -> None:
     if config.checkpoint.load is not None:
         await publish([fleet.engine], parts.step, parts.weights)
     await asyncio.to_thread(parts.server.serve_on, fleet.thread.loop)
+
+
+async def _join(member: Membership, say: Say, stop: asyncio.Event) -> None:
+    if not member.of:
+        await stop.wait()
+        return
+    say(f"joining the run at {member.of}")
+    await member.enter()
+    say("joined: it has the weights of the run, and gets requests")
 
 
 async def _end(parts: ServedParts) -> None:

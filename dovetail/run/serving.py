@@ -48,6 +48,9 @@ SERVED = {
 class Served(Protocol):
     """A server as the run sees it."""
 
+    @property
+    def url(self) -> str: ...
+
     def start(self, loop: asyncio.AbstractEventLoop) -> None: ...
 
     def serve_on(self, loop: asyncio.AbstractEventLoop) -> None: ...

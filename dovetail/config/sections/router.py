@@ -33,6 +33,13 @@ class RouterConfig(Section):
             "the run's own functions too."
         ),
     )
+    join: str | None = Field(
+        None,
+        description=(
+            "Address of a run's router: `dovetail serve` adds itself to its engines once it "
+            "answers, and takes itself out before it ends."
+        ),
+    )
     router_policy: Literal[
         "round_robin", "least_loaded", "cache_aware", "consistent_hashing", "manual"
     ] = Field(
