@@ -20,6 +20,7 @@ import argparse
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -59,6 +60,8 @@ class Outcome:
     repair_s: list[float] = field(default_factory=list)
     """From a kill to the next finished step, or to the end of the run."""
     problems: list[str] = field(default_factory=list)
+    ray: str | None = None
+    """Directory of the Ray of the latest run."""
 
     @property
     def good(self) -> bool:
@@ -161,8 +164,16 @@ def examine(run_dir: Path, found: Outcome) -> None:
     found.engine_restarts += text.count("is back")
 
 
-def left_of(directory: Path, before: set[int]) -> list[str]:
-    """Processes that name the run's directories, or a Ray of ours, and are not older than it."""
+def ray_of(run: int) -> str | None:
+    """The directory of the Ray of a run that lives; other runs of the machine have others."""
+    for pid in processes_below(run):
+        if found := re.search(r"/\w+/dovetail-ray-\w+", " ".join(words_of(pid))):
+            return found[0]
+    return None
+
+
+def left_of(directory: Path, ray: str | None, before: set[int]) -> list[str]:
+    """Processes that name the run's directories, or its Ray, and are not older than it."""
     deadline = time.monotonic() + _GONE_S
     while True:
         left = []
@@ -171,7 +182,7 @@ def left_of(directory: Path, before: set[int]) -> list[str]:
                 continue
             words = " ".join(words_of(int(one.name)))
             writes = _writes_to(int(one.name))
-            ours = str(directory) in words or "dovetail-ray-" in words
+            ours = str(directory) in words or (ray is not None and f"{ray}/" in words)
             if ours or (writes is not None and directory in writes.parents):
                 left.append(f"{one.name}: {words[:120]}")
         if not left or time.monotonic() > deadline:
@@ -193,6 +204,10 @@ def one_run(task: Path, directory: Path, found: Outcome, kills: int, rng: Any) -
             command(task, run_dir, steps, kills), cwd=ROOT, stdout=out, stderr=out
         )
         try:
+            found.ray = None
+            while found.ray is None and process.poll() is None:
+                time.sleep(0.1)
+                found.ray = ray_of(process.pid)
             for _ in range(kills):
                 strike(process, run_dir, found, rng)
             code = process.wait(600)
@@ -206,7 +221,7 @@ def one_run(task: Path, directory: Path, found: Outcome, kills: int, rng: Any) -
     if fatal and found.kind != "driver" and "Traceback" in said:
         found.problems.append(f"the run ended with a traceback: {said}")
     examine(run_dir, found)
-    found.left_running += left_of(directory, before)
+    found.left_running += left_of(directory, found.ray, before)
 
 
 def kill(kind: str, kills: int, seed: int) -> Outcome:

@@ -18,7 +18,7 @@ import pytest
 
 from benchmarks.kill_actors import Outcome, one_run, steps_done
 from dovetail.cli.main import main
-from dovetail.runtime.ray.session import _place
+from dovetail.runtime.ray.session import remove_left
 from examples.arithmetic.make_task import make_task
 from tests import serve_process
 from tests.loop.good_run import Place, make_shared
@@ -111,16 +111,18 @@ def test_an_engines_actor_an_engine_and_rank_0_are_made_anew_in_one_run(
 def test_a_killed_run_or_raylet_ends_it_all_and_the_next_run_clears_up(tmp_path: Path) -> None:
     task = tmp_path / "task"
     make_task(task, seed=0)
-    before = set(_place().glob("dovetail-ray-*"))
-    left: set[Path] = set()
+    rays: list[Path] = []
     for kind in ("driver", "raylet"):
         found, directory = Outcome(kind), tmp_path / kind
         directory.mkdir()
         one_run(task, directory, found, 1, random.Random(3))
         assert found.good and found.kills == 1 and found.samples > 0, found
-        if kind == "driver":
-            left = set(_place().glob("dovetail-ray-*")) - before
-    assert not any(path.exists() for path in left)
+        rays.append(Path(str(found.ray)))
+        assert len(rays) == len(set(rays)) and rays[-1].name.startswith("dovetail-ray-")
+    # That of the killed run was removed by the next, which Ray may have ended before its own was.
+    assert not rays[0].exists()
+    remove_left()
+    assert not rays[1].exists()
 
 
 WAITS = """
