@@ -41,6 +41,11 @@ class DataParallel:
     def __init__(self, rank: int = 0, size: int = 1, group: dist.ProcessGroup | None = None):
         self.rank, self.size, self.group = rank, size, group
 
+    @property
+    def device(self) -> torch.device:
+        """Where tensors have to be that ranks exchange."""
+        return torch.device("cpu") if self.group is None else _device_of(self.group)
+
     def share(self, planned: Sequence[PlannedBatch]) -> Share:
         """This rank's micro-batches: the longest first, each to the rank with the fewest tokens of
         those with the fewest micro-batches."""
@@ -59,22 +64,35 @@ class DataParallel:
             dist.all_reduce(values, group=self.group)
         return values
 
+    def known(self, values: torch.Tensor) -> torch.Tensor:
+        """The largest over all ranks, in place: what one rank knows where others have less than
+        any value."""
+        if self.group is not None:
+            dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.group)
+        return values
+
     def told(self, facts: Any) -> list[Any]:
         """What every rank says, in their order. Anything that JSON can write."""
-        if self.group is None:
-            return [facts]
-        by_nccl = dist.get_backend(self.group) == "nccl"
-        device = torch.device("cuda" if by_nccl else "cpu")
-        own = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8).to(device)
-        world = dist.get_world_size(self.group)
-        sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world)]
-        dist.all_gather(sizes, torch.tensor([len(own)], device=device), group=self.group)
-        padded = torch.zeros(int(max(sizes)), dtype=torch.uint8, device=device)
-        padded[: len(own)] = own
-        every = [torch.empty_like(padded) for _ in range(world)]
-        dist.all_gather(every, padded, group=self.group)
-        pairs = zip(every, sizes, strict=True)
-        return [json.loads(one[: int(size)].cpu().numpy().tobytes()) for one, size in pairs]
+        return [facts] if self.group is None else told_in(self.group, facts)
 
 
 ALONE = DataParallel()
+
+
+def told_in(group: dist.ProcessGroup, facts: Any) -> list[Any]:
+    """What every rank of a group says, in their order. Anything that JSON can write."""
+    device = _device_of(group)
+    own = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8).to(device)
+    world = dist.get_world_size(group)
+    sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world)]
+    dist.all_gather(sizes, torch.tensor([len(own)], device=device), group=group)
+    padded = torch.zeros(int(max(sizes)), dtype=torch.uint8, device=device)
+    padded[: len(own)] = own
+    every = [torch.empty_like(padded) for _ in range(world)]
+    dist.all_gather(every, padded, group=group)
+    pairs = zip(every, sizes, strict=True)
+    return [json.loads(one[: int(size)].cpu().numpy().tobytes()) for one, size in pairs]
+
+
+def _device_of(group: dist.ProcessGroup) -> torch.device:
+    return torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")

@@ -7,6 +7,7 @@ Transformer Engine's or megatron-core's own.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from megatron.core.transformer import TransformerConfig
 from safetensors import SafetensorError, safe_open
 
 from dovetail.checkpoint.weight_files import weight_files
+from dovetail.trainers.data_parallel import told_in
 from dovetail.trainers.megatron.architecture import is_tied, padded_vocab
 from dovetail.types.errors import CheckpointError
 
@@ -89,8 +91,8 @@ class Weights:
         """Every weight, whole, on every rank; one at a time. All ranks iterate together."""
         group = parallel_state.get_pipeline_model_parallel_group()
         own = [pair for chunk in chunks for pair in self._parts(chunk)]
-        told: list[Any] = [None] * group.size()
-        dist.all_gather_object(told, [part for part, _ in own], group=group)
+        said = told_in(group, [dataclasses.astuple(part) for part, _ in own])
+        told = [[Part(name, tuple(shape), *how) for name, shape, *how in parts] for parts in said]
         seen: set[str] = set()
         for stage, number in ((s, n) for s, parts in enumerate(told) for n in range(len(parts))):
             tensor = own[number][1].detach() if stage == group.rank() else None

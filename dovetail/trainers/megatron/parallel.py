@@ -126,13 +126,11 @@ def _check_sizes(config: TrainerConfig, world: int) -> None:
 
 def _data_parallel() -> DataParallel:
     """Every rank whose place among the tensor and context parallel ones is this one's."""
-    world = dist.get_world_size()
     place = [
         parallel_state.get_tensor_model_parallel_rank(),
         parallel_state.get_context_parallel_rank(),
     ]
-    places: list[list[int]] = [[] for _ in range(world)]
-    dist.all_gather_object(places, place)
+    places = DataParallel(group=dist.group.WORLD).told(place)
     own = None
     for one in sorted(set(map(tuple, places))):
         members = [rank for rank, its in enumerate(places) if tuple(its) == one]

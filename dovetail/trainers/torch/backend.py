@@ -120,7 +120,9 @@ class TorchBackend:
 
     def routing_metrics(self) -> dict[str, float]:
         """See `RoutingReplay.take_metrics`."""
-        return {} if self.policy.routing is None else self.policy.routing.take_metrics()
+        return (
+            {} if self.policy.routing is None else self.policy.routing.take_metrics(self.parallel)
+        )
 
     def logprobs(
         self, batches: Iterable[MicroBatch], idle: int = 0, *, reference: bool = False
@@ -132,6 +134,8 @@ class TorchBackend:
             yield logprobs_of(model, batch, self.temperature)
         for _ in range(idle):
             idle_pass(model)
+        if self.policy.routing is not None and not reference:
+            self.policy.routing.share(self.parallel)
 
     def accumulate(self, batches: Iterable[MicroBatch], loss: BatchLoss, idle: int = 0) -> None:
         """See `Backend`."""

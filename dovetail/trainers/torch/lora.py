@@ -37,7 +37,8 @@ def add_adapters(model: Any, config: TrainerConfig, seed: int) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ConfigError(
-            f"lora_rank needs peft: pip install 'dovetail[lora]', or leave {cure('lora_rank')} out"
+            "lora_rank needs peft: pip install 'dovetail-rl[lora]', or leave "
+            f"{cure('lora_rank')} out"
         ) from error
     wanted: str | list[str] = config.target_modules
     settings = LoraConfig(

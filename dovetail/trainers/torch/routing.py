@@ -25,6 +25,7 @@ import torch
 from dovetail.batch.pack import MicroBatch
 from dovetail.batch.rows import TrainRow
 from dovetail.engines.routing import Routers, find_routers
+from dovetail.trainers.data_parallel import ALONE, DataParallel
 from dovetail.types.errors import ConfigError, TrainError
 
 _UNKNOWN = -1
@@ -115,10 +116,26 @@ class RoutingReplay:
         if not self.from_rollout and not torch.is_grad_enabled():
             self._record(batch, told_LTk)
 
-    def take_metrics(self) -> dict[str, float]:
+    def share(self, parallel: DataParallel) -> None:
+        """Every rank learns what the others have recorded in a pass without gradients."""
+        if self.from_rollout or parallel.group is None or not self._rows:
+            return
+        lengths = [len(row.tokens) for row in self._rows]
+        shape = (sum(lengths), len(self.routers), self.routers.top_k)
+        every = torch.full(shape, _UNKNOWN, dtype=torch.int32)
+        for i, part in enumerate(every.split(lengths)):
+            if i in self._known:
+                part.copy_(self._known[i])
+        for i, part in enumerate(parallel.known(every.to(parallel.device)).cpu().split(lengths)):
+            if bool((part != _UNKNOWN).any()):
+                self._known[i] = part
+
+    def take_metrics(self, parallel: DataParallel = ALONE) -> dict[str, float]:
         """`train/routing_replaced`: the share of replayed choices (a token in a layer) in passes
-        with gradient since the last call in which the router would have taken other experts."""
-        replaced, replayed = float(self._replaced), float(self._replayed)
+        with gradient on all ranks since the last call in which the router would have taken other
+        experts."""
+        counts = torch.stack([self._replaced, self._replayed]).to(parallel.device, torch.float64)
+        replaced, replayed = parallel.summed(counts).tolist()
         self._replaced, self._replayed = torch.zeros(()), torch.zeros(())
         return {"train/routing_replaced": replaced / replayed} if replayed else {}
 
