@@ -40,6 +40,12 @@ def async_rules(config: RunConfig) -> Iterator[str]:
             f"'colocated' they take turns on the same devices; {cure('max_lag', 0)}, or "
             f"{cure('mode', 'disaggregated')}"
         )
+    elif lag and (config.runtime.trainer_rests or config.runtime.engines_rest):
+        leaf = "offload_train" if config.runtime.trainer_rests else "offload_rollout"
+        yield (
+            f"max_lag {lag} has trainer and engines work at the same time, and {leaf} lets one of "
+            f"them rest; {cure(leaf, False)}, or {cure('max_lag', 0)}"
+        )
     if interval > lag + 1:
         yield (
             f"update_weights_interval {interval} trains tokens that are {interval - 1} steps old, "

@@ -27,6 +27,11 @@ def size_rules(config: RunConfig) -> Iterator[str]:
     have."""
     if config.runtime.mode == "local":
         return
+    if config.debug.debug_rollout_only:
+        yield (
+            f"debug_rollout_only trains nothing, and mode '{config.runtime.mode}' is about where "
+            f"the trainer's ranks are; {cure('mode', 'local')}"
+        )
     yield from _of_the_other_backend(config)
     yield from _ranks(config)
     yield from _engines(config)

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from dovetail.config.aliases import ALIASES
+from dovetail.config.engine_count import num_engines
 from dovetail.config.passthrough import typed
 from dovetail.config.run import RunConfig
 from dovetail.hooks.custom_config import check_keys, custom_config
@@ -104,8 +105,7 @@ def _flat(config: RunConfig) -> dict[str, Any]:
     runtime = config.runtime
     values["offload_train"], values["offload_rollout"] = runtime.trainer_rests, runtime.engines_rest
     if runtime.rollout_num_gpus is None:
-        own_engines = config.engine.rollout_num_engines
-        values["rollout_num_gpus"] = own_engines * runtime.rollout_num_gpus_per_engine
+        values["rollout_num_gpus"] = num_engines(config) * runtime.rollout_num_gpus_per_engine
     # Theirs bounds what a function of theirs has made ahead; it is unbounded unless asked for.
     values["max_weight_staleness"] = config.rollout.max_lag or None
     return values

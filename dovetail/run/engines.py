@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dovetail.checkpoint import hf
 from dovetail.checkpoint.hf_names import named_tensors, num_bytes
+from dovetail.config.engine_count import num_engines
 from dovetail.config.passthrough import handed
 from dovetail.config.run import RunConfig
 from dovetail.engines.interpreter import interpreter
@@ -171,7 +172,7 @@ def _launch(
             return_routed_experts=config.algorithm.use_rollout_routing_replay,
             trust_remote_code=config.model.trust_remote_code,
             # While they decode, the trainer rests.
-            num_threads=max(1, models.plan.num_threads // settings.rollout_num_engines),
+            num_threads=max(1, models.plan.num_threads // max(1, num_engines(config))),
             passthrough={**own, **handed(passthrough, row.name)},
         )
     )

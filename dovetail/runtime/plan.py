@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from dovetail.config.eval_sets import eval_sets
+from dovetail.config.engine_count import num_engines
 from dovetail.config.leaves import cure
 from dovetail.config.run import RunConfig
 from dovetail.runtime.fit import check_fit
@@ -158,20 +158,6 @@ def serving_plan(config: RunConfig, cluster: Cluster) -> Plan:
         ConfigError: a GPU is asked for where there is none.
     """
     return _local(config, _device(config, cluster), _threads(config))
-
-
-def num_engines(config: RunConfig) -> int:
-    """Engines that the run starts: as `rollout_num_gpus` says, else `rollout_num_engines`, else,
-    colocated, as many as fit on the trainer's devices."""
-    own, runtime = config.engine, config.runtime
-    if own.external_urls or config.train_only or (config.is_sft and not eval_sets(config)):
-        return 0
-    per_engine = runtime.rollout_num_gpus_per_engine
-    if runtime.mode != "local" and runtime.rollout_num_gpus is not None:
-        return runtime.rollout_num_gpus // per_engine
-    if runtime.mode == "colocated" and "rollout_num_engines" not in own.model_fields_set:
-        return max(1, runtime.trainer_ranks // per_engine)
-    return own.rollout_num_engines
 
 
 def _device(config: RunConfig, cluster: Cluster) -> str:
