@@ -47,7 +47,7 @@ def import_ray(*, alone: bool = False) -> Any:
         import ray
     except ImportError as error:
         raise MissingExtraError(
-            "modes colocated and disaggregated need Ray: pip install 'dovetail[ray]', or use "
+            "modes colocated and disaggregated need Ray: pip install 'dovetail-rl[ray]', or use "
             f"{cure('mode', 'local')}"
         ) from error
     return ray
