@@ -208,7 +208,7 @@ class CollectingAhead(Collecting):
 
     def _start(self, done: int) -> None:
         self._next, self._version = done, -1
-        self._gathered, self._befores = {}, {}
+        self._gathered, self._befores, self._held = {}, {}, False
         if self._stream is not None:
             self._stream.starts_at(done, self._num_steps)
         self._pump = asyncio.get_running_loop().create_task(self._run())

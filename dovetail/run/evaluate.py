@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 import math
-from dataclasses import replace
 
 from dovetail.checkpoint.manager import load_checkpoint
 from dovetail.config.check import check_evaluation
@@ -25,7 +24,7 @@ from dovetail.run.interrupt import Interrupt, Interrupted
 from dovetail.run.leaving import users_runner
 from dovetail.run.rehearse.plan import IN_EVALUATION, rehearse_hooks
 from dovetail.run.report import Reporter, RunReport, Timer, tracker_names
-from dovetail.run.restored import restore_policy
+from dovetail.run.restored import restore_policy, untrained
 from dovetail.run.rollouts import make_evaluator
 from dovetail.run.validate import validate_names
 from dovetail.runtime.starting import Say
@@ -114,16 +113,10 @@ async def _publish(parts: Parts, step: int, run_dir: RunDir, say: Say) -> None:
 def _loaded(resolved: Resolved) -> Parts:
     with open_log(None):
         rehearse_hooks(resolved, IN_EVALUATION)
-        parts = Parts(_of_one_version(resolved))
+        parts = Parts(untrained(resolved))
         parts.check_lengths(training=False)
         _ = parts.eval_sets, parts.scorer, parts.models.model
     return parts
-
-
-def _of_one_version(resolved: Resolved) -> Resolved:
-    """Nothing is trained beside it: the engine may have the weights themselves."""
-    rollout = resolved.config.rollout.model_copy(update={"max_lag": 0})
-    return replace(resolved, config=resolved.config.model_copy(update={"rollout": rollout}))
 
 
 def _restored(parts: Parts) -> int:

@@ -31,7 +31,7 @@ from dovetail.runtime.ray.placement import Place, Placement
 from dovetail.runtime.ray.server import RemoteSeat
 from dovetail.runtime.turns import Turns
 from dovetail.transport.place import MEETINGS
-from dovetail.types.errors import BrokenUpdateError, ConfigError
+from dovetail.types.errors import ConfigError, EngineError
 from dovetail.types.weights import Snapshot
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ class RankWeights:
         if not self.meets:
             self._turns.trainer_works()
         sent = self._group.publish(version)
-        if isinstance(sent, BrokenUpdateError):
+        if isinstance(sent, EngineError):
             raise sent
         self._turns.engines_work()
         snapshot: Snapshot = sent

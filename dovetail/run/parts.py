@@ -283,6 +283,17 @@ class Run:
         if self.policy is None or self.saved == (done, evaluated):
             return
         self.runner.run(self.collecting.hold(self.interrupt.requested))
+        try:
+            failures = self._write(done, evaluated)
+        finally:
+            self.collecting.go_on()
+        for failure in failures:
+            if self._is_last(done):
+                raise failure
+            self.reporter.failed_save(failure)
+
+    def _write(self, done: int, evaluated: bool) -> list[CheckpointError]:
+        """What could not be written."""
         failed: list[CheckpointError] = []
         # The export first: a kill in between leaves no checkpoint without its export.
         for write in (self._export_step, self._checkpoint):
@@ -290,11 +301,7 @@ class Run:
                 write(done, evaluated)
             except CheckpointError as error:
                 failed.append(error)
-        self.collecting.go_on()
-        for failure in failed:
-            if self._is_last(done):
-                raise failure
-            self.reporter.failed_save(failure)
+        return failed
 
     def look_after_save(self) -> None:
         """Carry on with a checkpoint that is written while the run goes on."""

@@ -37,7 +37,7 @@ from dovetail.trainers.data_parallel import ALONE, DataParallel
 from dovetail.trainers.sums import WorstToken
 from dovetail.trainers.torch.mesh import Mesh, make_mesh
 from dovetail.transport.sender import Sender
-from dovetail.types.errors import BrokenUpdateError, CheckpointError, TrainError
+from dovetail.types.errors import CheckpointError, EngineError, TrainError
 from dovetail.types.weights import Snapshot
 
 
@@ -234,19 +234,16 @@ class RankWorker:
         """Say where so many engines meet rank 0, which this is, for the next `publish`."""
         return self._sender.announce(version, num_engines)
 
-    def publish(self, version: int) -> Snapshot | BrokenUpdateError | None:
-        """Send the weights to the engines: rank 0, while all gather them. A try that an engine
-        broke off is told as a value: the ranks are none the worse for it.
-
-        Raises:
-            EngineError: they can't be written.
+    def publish(self, version: int) -> Snapshot | EngineError | None:
+        """Send the weights to the engines: rank 0, while all gather them. A try that failed is told
+        as a value: the ranks are none the worse for it.
         """
         tensors = self.trainer.backend.hf_tensors()
-        found: Snapshot | BrokenUpdateError | None = None
+        found: Snapshot | EngineError | None = None
         if self.rank == 0:
             try:
                 found = self._sender.send(version, tensors)
-            except BrokenUpdateError as error:
+            except EngineError as error:
                 found = error
         # All ranks gather to the end, whatever becomes of what was gathered.
         for _ in tensors:

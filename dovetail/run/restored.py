@@ -1,11 +1,13 @@
 """The trained policy of a checkpoint in a model of this process, whoever wrote it: one trainer, or
-ranks on a cluster."""
+ranks on a cluster; and the settings of a run in which nothing is trained."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from dovetail.checkpoint.manager import Checkpoint
+from dovetail.config.resolve import Resolved
 from dovetail.run.megatron import load_offline
 from dovetail.run.policy import POLICY
 from dovetail.trainers.megatron import FORMAT as MEGATRON
@@ -28,3 +30,14 @@ def restore_policy(model: Any, checkpoint: Checkpoint) -> None:
         load_offline().restore_megatron(model, place)
     else:
         restore_sharded(model, place, own)
+
+
+def untrained(resolved: Resolved) -> Resolved:
+    """A run's settings for one that only reads its policy: the engine may have the weights
+    themselves, with trained adapters added to them."""
+    config = resolved.config
+    parts = {
+        "rollout": config.rollout.model_copy(update={"max_lag": 0}),
+        "trainer": config.trainer.model_copy(update={"lora_rank": 0}),
+    }
+    return replace(resolved, config=config.model_copy(update=parts))

@@ -57,6 +57,7 @@ def recover(run: Run, error: TrainerLostError) -> tuple[int, bool]:
     most = run.config.runtime.max_trainer_restarts
     run.runner.run(run.collecting.close())
     run.saving.settle()
+    run.exported = None
     while run.policy.restarts < most:
         step = 0 if run.saved is None else run.saved[0]
         number = run.policy.restarts + 1

@@ -18,7 +18,7 @@ from dovetail.hooks import ArgsView, BoundHook, bind_hooks
 from dovetail.router import worker_control
 from dovetail.run.embedded import make_serving
 from dovetail.run.models import Models
-from dovetail.run.restored import restore_policy
+from dovetail.run.restored import restore_policy, untrained
 from dovetail.run.serving import make_server
 from dovetail.run.steered import SteeredEngine
 from dovetail.runtime.compute import compute_thread
@@ -43,6 +43,7 @@ class ServedParts:
     """
 
     def __init__(self, resolved: Resolved) -> None:
+        resolved = untrained(resolved)
         self.config = config = resolved.config
         self.args = ArgsView(config, resolved.passthrough)
         self.hooks: dict[str, BoundHook] = bind_hooks(_hooks_of_server(config), self.args, _OWNERS)
