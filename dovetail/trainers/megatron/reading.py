@@ -45,9 +45,18 @@ _ALLOWED = {
     ),
 }
 """Whole names: a module that is allowed may have others in it."""
-_STRINGS = ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE")
-_FOREIGN = ("INST", "OBJ", "NEWOBJ_EX", "PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4", "DUP", "POP")
-"""What torch's tables never have, and what could hide a name from this reading."""
+_STRINGS = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"}
+_KEEPS = {"MEMOIZE", "BINPUT", "LONG_BINPUT"}
+_GIVES = {"BINGET", "LONG_BINGET"}
+_PLAIN = {
+    *("PROTO", "FRAME", "MARK", "STOP", "NONE", "NEWTRUE", "NEWFALSE"),
+    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
+    *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+    *("EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS"),
+    *("EMPTY_SET", "ADDITEMS", "FROZENSET", "REDUCE", "NEWOBJ", "BUILD"),
+}
+"""What pickles of protocols 2 to 5 are made of. None of these brings in a name, or takes away what
+lies on top, so that the two strings before STACK_GLOBAL are those it takes."""
 
 
 def check_table(file: Path) -> None:
@@ -70,30 +79,28 @@ def check_table(file: Path) -> None:
 
 def _imports(content: bytes) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
-    memo: dict[int, str] = {}
-    pushed: list[str] = []
-    last = ""
-    for opcode, argument, _place in pickletools.genops(content):
-        match opcode.name:
-            case name if name in _FOREIGN:
-                raise ValueError(f"it has the instruction {name}")
-            case name if name in _STRINGS:
-                last = str(argument)
-                pushed.append(last)
-            case "MEMOIZE":
-                memo[len(memo)] = last
-            case "BINPUT" | "LONG_BINPUT" | "PUT":
-                memo[int(argument or 0)] = last
-            case "BINGET" | "LONG_BINGET" | "GET":
-                last = memo[int(argument or 0)]
-                pushed.append(last)
-            case "GLOBAL":
-                module, _space, name = str(argument).partition(" ")
-                found.append((module, name))
-                last = ""
-            case "STACK_GLOBAL":
-                found.append((pushed[-2], pushed[-1]))
-                last = ""
-            case _:
-                last = ""
+    memo: dict[int, str | None] = {}
+    top: list[str] = []
+    """The strings that were put on the stack last, with nothing after them."""
+    for opcode, argument, place in pickletools.genops(content):
+        name = opcode.name
+        if name in _KEEPS:
+            memo[len(memo) if argument is None else int(argument)] = top[-1] if top else None
+            continue
+        text = str(argument) if name in _STRINGS else None
+        if name in _GIVES:
+            text = memo[int(argument or 0)]
+        if text is not None:
+            top.append(text)
+            continue
+        if name == "GLOBAL":
+            module, _space, named = str(argument).partition(" ")
+            found.append((module, named))
+        elif name == "STACK_GLOBAL":
+            if len(top) < 2:
+                raise ValueError(f"at byte {place} it imports what is not told right before")
+            found.append((top[-2], top[-1]))
+        elif name not in _PLAIN | _GIVES:
+            raise ValueError(f"it has the instruction {name}, which no such table has")
+        top = []
     return found
