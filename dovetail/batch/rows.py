@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,3 +76,19 @@ class TrainRow:
     @property
     def prompt_length(self) -> int:
         return len(self.tokens) - self.response_length
+
+
+def check_ids(rows: Iterable[TrainRow], vocab_size: int) -> None:
+    """Refuse token ids that a model of this vocabulary does not have.
+
+    Raises:
+        TrainError: a row has one; the message names the sample's index.
+    """
+    for row in rows:
+        lowest, highest = min(row.tokens), max(row.tokens)
+        if lowest < 0 or highest >= vocab_size:
+            raise TrainError(
+                f"sample {row.index}: token id {lowest if lowest < 0 else highest} is none of the "
+                f"model's, expected 0 to {vocab_size - 1}; make tokens with the tokenizer of "
+                "--hf-checkpoint (TOML: model.hf_checkpoint)"
+            )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from dovetail.batch.media import by_layout
 from dovetail.batch.plan import PlannedBatch, Scope, plan_packed, used_length
-from dovetail.batch.rows import TrainRow
+from dovetail.batch.rows import TrainRow, check_ids
 from dovetail.config.sections import BatchConfig
 from dovetail.trainers.megatron.parallel import Ranks
 from dovetail.trainers.torch.layout import LOGIT_ELEMENTS
@@ -34,7 +34,7 @@ def plan_lines(
             f"sample {rows[pictured[0][0]].index} has images, which the Megatron backend does not "
             "train on; use --train-backend torch (TOML: trainer.train_backend)"
         )
-    _check_ids([rows[i] for i in text], vocab_size)
+    check_ids([rows[i] for i in text], vocab_size)
     longest = max((used_length(rows[i], scope) for i in text), default=0)
     # Each context-parallel rank has its part of a line.
     budget = config.max_tokens_per_gpu * ranks.cp_size
@@ -50,14 +50,3 @@ def plan_lines(
     if len(found) == rounds * size or not found:
         return found
     return planned(max(longest, min(budget, -(-tokens // (rounds * size)))))
-
-
-def _check_ids(rows: Sequence[TrainRow], vocab_size: int) -> None:
-    for row in rows:
-        lowest, highest = min(row.tokens), max(row.tokens)
-        if lowest < 0 or highest >= vocab_size:
-            raise TrainError(
-                f"sample {row.index}: token id {lowest if lowest < 0 else highest} is none of the "
-                f"model's, expected 0 to {vocab_size - 1}; make tokens with the tokenizer of "
-                "--hf-checkpoint (TOML: model.hf_checkpoint)"
-            )

@@ -12,7 +12,7 @@ import torch
 from dovetail.algorithms.logprobs import TokenLoss, head_gradients, head_logprobs
 from dovetail.batch.pack import MicroBatch
 from dovetail.batch.plan import PlannedBatch, Scope, by_tokens
-from dovetail.batch.rows import TrainRow
+from dovetail.batch.rows import TrainRow, check_ids
 from dovetail.config.sections import BatchConfig, OptimizerConfig
 from dovetail.trainers.backend import BatchLoss, OnLogits, PerBatch, PerToken
 from dovetail.trainers.data_parallel import ALONE, DataParallel
@@ -24,7 +24,6 @@ from dovetail.trainers.torch.placement import Placed, placed
 from dovetail.trainers.torch.routing import make_replay
 from dovetail.trainers.torch.saving import FORMAT, ShardFiles, check_format
 from dovetail.trainers.torch.scored_model import ScoredModel
-from dovetail.types.errors import TrainError
 
 if TYPE_CHECKING:
     from dovetail.trainers.backend import WholeLoss
@@ -89,7 +88,7 @@ class TorchBackend:
         Raises:
             TrainError: a row has a token id that the model does not.
         """
-        _check_ids([rows[i] for i in chosen], self._vocab_size)
+        check_ids([rows[i] for i in chosen], self._vocab_size)
         routing = self.policy.routing
         same = by_tokens if routing is None else routing.same_prompt
         return plan_for(
@@ -294,17 +293,6 @@ class TorchBackend:
         if self._stowed is not None:
             self._stowed.restore()
             self._stowed = None
-
-
-def _check_ids(rows: Sequence[TrainRow], vocab_size: int) -> None:
-    for row in rows:
-        lowest, highest = min(row.tokens), max(row.tokens)
-        if lowest < 0 or highest >= vocab_size:
-            raise TrainError(
-                f"sample {row.index}: token id {lowest if lowest < 0 else highest} is none of the "
-                f"model's, expected 0 to {vocab_size - 1}; make tokens with the tokenizer of "
-                "--hf-checkpoint (TOML: model.hf_checkpoint)"
-            )
 
 
 @torch.no_grad()
