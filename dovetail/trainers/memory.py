@@ -14,6 +14,11 @@ class Stowed:
 
     def __init__(self, kept: Iterable[torch.Tensor], zeroed: Iterable[torch.Tensor]):
         """`kept`: whose values are to come back; `zeroed`: which come back as zeros."""
+        kept, zeroed = [*kept], [*zeroed]
+        for tensor in (*kept, *zeroed):
+            if not tensor.untyped_storage().resizable():
+                # A view of a file, or of memory that is another's.
+                tensor.data = tensor.detach().clone()
         self._kept = [(one, _whole(one).to("cpu", copy=True)) for one in _distinct(kept)]
         self._zeroed = [(one, one.nbytes()) for one in _distinct(zeroed)]
         for storage, _ in (*self._kept, *self._zeroed):

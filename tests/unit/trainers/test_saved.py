@@ -65,3 +65,18 @@ def test_a_trainer_whose_memory_was_given_up_goes_on_as_before():
     assert held and all(tensor.untyped_storage().nbytes() == 0 for tensor in held)
     one.onload()
     assert one.train(make_rows(seed=2)) == other.train(make_rows(seed=2))
+
+
+def test_weights_that_are_views_of_a_file_are_given_up_and_come_back():
+    one, other = (make_trainer(make_model(dtype=torch.bfloat16)) for _ in range(2))
+    for tensor in one.backend.policy.placed.kept():
+        if tensor.nbytes:
+            view = torch.frombuffer(bytearray(bytes(_bytes_of(tensor))), dtype=tensor.dtype)
+            tensor.data = view.view(tensor.shape)
+    one.offload()
+    one.onload()
+    assert one.train(make_rows(seed=2)) == other.train(make_rows(seed=2))
+
+
+def _bytes_of(tensor):
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
