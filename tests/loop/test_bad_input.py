@@ -169,7 +169,12 @@ SETTINGS = (
     Case("length of run unknown", _with(num_rollout=None), 2, ("--num-rollout 100",)),
     Case("KL without coefficient", _with(use_kl_loss=True), 2, ("--kl-loss-coef",)),
     Case("coefficient without KL", _with(kl_loss_coef=0.1), 2, ("--use-kl-loss",)),
-    Case("no cluster here", _with(mode="colocated"), 2, ("--mode local",)),
+    Case(
+        "no cluster here",
+        _with(mode="colocated", ray_address="127.0.0.1:9"),
+        2,
+        ("--ray-address", "127.0.0.1:9"),
+    ),
     Case(
         "epoch below a step",
         _with(num_rollout=None, num_epoch=1, rollout_batch_size=65),

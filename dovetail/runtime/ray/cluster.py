@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from dovetail.config.leaves import cure
-from dovetail.runtime.ray.door import TOKEN_CURE, refusal
+from dovetail.runtime.ray.door import TOKEN_CURE, absence, refusal
 from dovetail.runtime.ray.session import SessionDirectory
 from dovetail.types.errors import ConfigError, DovetailError, MissingExtraError
 
@@ -124,6 +124,8 @@ class Cluster:
             )
 
     def _connect(self, ray: Any, address: str, quiet: dict[str, Any]) -> None:
+        if ":" in address and (why := absence(address)) is not None:
+            raise _unreached(address, why)
         if ":" in address and (why := refusal(address)) is not None:
             raise ConfigError(f"the Ray cluster at {address} lets nobody in: {why}; {TOKEN_CURE}")
         try:
@@ -133,10 +135,8 @@ class Cluster:
                 f"the Ray cluster at {address}: {str(error).rstrip('. ')}; {TOKEN_CURE}"
             ) from error
         except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
-            raise ConfigError(
-                f"no Ray cluster can be reached at {address}: {error}. Start one with "
-                f"`ray start --head`, or leave {cure('ray_address')} out and the run starts its "
-                f"own. If it wants a token (RAY_AUTH_MODE), {TOKEN_CURE}"
+            raise _unreached(
+                address, f"{error}. If it wants a token (RAY_AUTH_MODE), {TOKEN_CURE}"
             ) from error
 
     @property
@@ -168,6 +168,13 @@ class Cluster:
         if self._directory is not None:
             self._directory.remove()
             self._directory = None
+
+
+def _unreached(address: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"no Ray cluster can be reached at {address}: {why}. Start one with `ray start --head`, or "
+        f"leave {cure('ray_address')} out and the run starts its own"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -1,11 +1,12 @@
-"""Whether a Ray cluster lets us in: a head asks for a token where its environment says so, and Ray
-itself tries for a long time and then says only that nothing was reached."""
+"""Whether a Ray cluster is there and lets us in: a head asks for a token where its environment says
+so, and Ray itself tries for minutes and then says only that nothing was reached."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import os
+import socket
 
 _ANSWERS_S = 5.0
 _GENERATED = "ray.core.generated.gcs_service"
@@ -14,6 +15,18 @@ TOKEN_CURE = (
     "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN=... (or RAY_AUTH_TOKEN_PATH=FILE). "
     "`ray get-auth-token` tells it on the machine of the head"
 )
+
+
+def absence(address: str) -> str | None:
+    """Why nothing answers at `HOST:PORT`; None: something does."""
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or int(port) > 65535:
+        return f"{port!r} is no port"
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWERS_S).close()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
 
 
 def refusal(address: str) -> str | None:
