@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from dovetail.trainers.torch.tree_attention import TreeAttentionUnsupportedError
+from dovetail.trainers.torch.tree_attention import check_asked
 
 NAME = "dovetail_context_parallel"
 
@@ -94,18 +94,8 @@ def _attention(
     context_parallel: ContextParallel | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    if context_parallel is None:
-        raise TreeAttentionUnsupportedError(
-            "the model does not hand keywords down to its attention"
-        )
-    for name, got in (
-        ("softcap", kwargs.get("softcap")),
-        ("s_aux", kwargs.get("s_aux")),
-        ("position_bias", kwargs.get("position_bias")),
-        ("attention mask", attention_mask),
-    ):
-        if got is not None:
-            raise TreeAttentionUnsupportedError(f"the model's attention uses {name}")
+    check_asked(context_parallel, attention_mask, kwargs)
+    assert context_parallel is not None
     window = kwargs.get("sliding_window")
     out = context_parallel.attention(module, query, key, value, scaling, window)
     return out, None

@@ -12,7 +12,7 @@ Shapes: T tokens of the line, A query heads, K key heads, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,25 @@ class TreeAttentionUnsupportedError(NotImplementedError):
     """The model asks for something that packed lines do not do; padded rows are used instead."""
 
 
+def check_asked(told: Any, attention_mask: torch.Tensor | None, more: Mapping[str, Any]) -> None:
+    """Refuse what is more than plain causal attention.
+
+    Args:
+        told: our own keyword; None: it did not arrive.
+        more: the other keywords of transformers' attention interface.
+
+    Raises:
+        TreeAttentionUnsupportedError: no keyword arrived, or logits are capped, masked or biased.
+    """
+    if told is None:
+        raise TreeAttentionUnsupportedError(
+            "the model does not hand keywords down to its attention"
+        )
+    for name in ("softcap", "s_aux", "position_bias", "attention mask"):
+        if {**more, "attention mask": attention_mask}.get(name) is not None:
+            raise TreeAttentionUnsupportedError(f"the model's attention uses {name}")
+
+
 def tree_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -48,20 +67,10 @@ def tree_attention(
     Sliding windows are the caller's matter: no sequence of the line may be longer than the window.
 
     Raises:
-        TreeAttentionUnsupportedError: no segments arrived, or logits are capped, masked or biased.
+        TreeAttentionUnsupportedError: see `check_asked`.
     """
-    if tree_line is None:
-        raise TreeAttentionUnsupportedError(
-            "the model does not hand keywords down to its attention"
-        )
-    for name, got in (
-        ("softcap", kwargs.get("softcap")),
-        ("s_aux", kwargs.get("s_aux")),
-        ("position_bias", kwargs.get("position_bias")),
-        ("attention mask", attention_mask),
-    ):
-        if got is not None:
-            raise TreeAttentionUnsupportedError(f"the model's attention uses {name}")
+    check_asked(tree_line, attention_mask, kwargs)
+    assert tree_line is not None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.device.type == "cpu":
         out = _CascadeCpu.apply(query, key, value, tree_line, scale)
