@@ -11,8 +11,8 @@ import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 
 from dovetail.batch.pack import MicroBatch
-from dovetail.trainers.megatron.local import places
 from dovetail.trainers.megatron.parallel import Ranks
+from dovetail.trainers.zigzag import dealt
 
 PADDING = -1
 
@@ -101,12 +101,8 @@ def _filled(values: torch.Tensor, length: int) -> torch.Tensor:
 def _of_rank(ends: list[int], ranks: Ranks) -> torch.Tensor:
     if ranks.cp_size == 1:
         return torch.arange(ends[-1])
-    return torch.cat(
-        [
-            a + places((b - a) // ranks.cp_size, ranks.cp, ranks.cp_size)
-            for a, b in itertools.pairwise(ends)
-        ]
-    )
+    pairs = itertools.pairwise(ends)
+    return torch.cat([a + dealt(b - a, ranks.cp, ranks.cp_size) for a, b in pairs])
 
 
 def _scored(flat_S: torch.Tensor, batch: MicroBatch | None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.transformer.module import MegatronModule
 
+from dovetail.trainers import zigzag
+
 
 class Norm(torch.nn.Module):
     """RMS norm in float32, its weight marked for the sum over sequence-parallel ranks."""
@@ -33,8 +35,8 @@ class Norm(torch.nn.Module):
 class CoreAttention(MegatronModule):
     """Causal attention of each sequence of a packed line to itself.
 
-    Under context parallelism each rank has two of 2 x cp equal pieces of every sequence, one from
-    each end; keys and values of all ranks are gathered (Llama 3's way, arXiv:2407.21783, 3.3.2).
+    Under context parallelism each rank has a part of every sequence (`dovetail.trainers.zigzag`);
+    keys and values of all ranks are gathered (Llama 3's way, arXiv:2407.21783, 3.3.2).
     """
 
     def __init__(
@@ -77,13 +79,12 @@ class CoreAttention(MegatronModule):
         return outputs.unsqueeze(1) if batched else outputs
 
     def _one(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        size, rank, length = self.group.size(), self.group.rank(), len(q)
+        size = self.group.size()
         mask = None
         if size > 1:
             k, v = _Gathered.apply(k, self.group), _Gathered.apply(v, self.group)
-            own = places(length, rank, size).to(q.device)
-            every = torch.cat([places(length, r, size) for r in range(size)]).to(q.device)
-            mask = every[None, :] <= own[:, None]
+            own = zigzag.dealt(len(k), self.group.rank(), size).to(q.device)
+            mask = zigzag.order(len(k), size).to(q.device)[None, :] <= own[:, None]
         query, key, value = (one.transpose(0, 1)[None] for one in (q, k, v))
         output = F.scaled_dot_product_attention(
             query,
@@ -99,15 +100,6 @@ class CoreAttention(MegatronModule):
     def sharded_state_dict(self, *_: Any, **more: Any) -> dict[str, Any]:
         """It has no weights."""
         return {}
-
-
-def places(length: int, rank: int, size: int) -> torch.Tensor:
-    """Positions in its sequence of a rank's `length` tokens: of 2 x size pieces of equal length,
-    number `rank` from the front and from the back."""
-    half = length // 2
-    front = torch.arange(rank * half, (rank + 1) * half)
-    last = 2 * size - rank - 1
-    return torch.cat([front, torch.arange(last * half, (last + 1) * half)])
 
 
 class _Gathered(torch.autograd.Function):

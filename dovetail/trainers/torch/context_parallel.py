@@ -2,8 +2,7 @@
 
 Every rank runs the model on its own positions of padded lines. Attention, which alone looks at
 other positions, gathers all keys and values; its backward pass adds up their gradients where they
-came from. Positions are dealt zig-zag, so that causal attention costs each rank about the same:
-of 2 x size chunks rank r has chunks r and 2 x size - 1 - r.
+came from. Positions are dealt zig-zag (`dovetail.trainers.zigzag`).
 
 It is an attention implementation for transformers models, like tree attention, and runs on any
 device. Shapes: B lines of T tokens (padded to a multiple of 2 x size), t of them here.
@@ -17,6 +16,7 @@ import torch
 import torch.distributed as dist
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from dovetail.trainers import zigzag
 from dovetail.trainers.torch.tree_attention import check_asked
 
 NAME = "dovetail_context_parallel"
@@ -32,21 +32,9 @@ class ContextParallel:
         """The least length of lines that can be dealt."""
         return -(-length // (2 * self.size)) * 2 * self.size
 
-    def positions_of(self, rank: int, length: int) -> torch.Tensor:
-        """Of lines of `length` tokens, [t]."""
-        chunk = length // (2 * self.size)
-        last = 2 * self.size - 1 - rank
-        return torch.cat(
-            [torch.arange(i * chunk, (i + 1) * chunk) for i in (rank, last)],
-        )
-
     def positions(self, length: int) -> torch.Tensor:
-        """This rank's, [t]."""
-        return self.positions_of(self.rank, length)
-
-    def order(self, length: int) -> torch.Tensor:
-        """Which position stands where when the ranks' own are gathered one after another, [T]."""
-        return torch.cat([self.positions_of(rank, length) for rank in range(self.size)])
+        """This rank's, of lines of `length` tokens, [t]."""
+        return zigzag.dealt(length, self.rank, self.size)
 
     def together(self, values_BtH: torch.Tensor) -> torch.Tensor:
         """All ranks' values in the order of positions, [B, T, H].
@@ -69,7 +57,8 @@ class ContextParallel:
         """query [B, A, t, D], key and value [B, K, t, D]; the output is [B, t, A, D]."""
         length = query.shape[2] * self.size
         key, value = (_Gathered.apply(x, self) for x in (key, value))  # type: ignore[no-untyped-call]
-        own, all_T = (x.to(query.device) for x in (self.positions(length), self.order(length)))
+        own = self.positions(length).to(query.device)
+        all_T = zigzag.order(length, self.size).to(query.device)
         seen = all_T[None, :] <= own[:, None]
         if window is not None:
             seen &= all_T[None, :] > own[:, None] - window
@@ -127,7 +116,7 @@ class _Together(torch.autograd.Function):
         length = own.shape[1] * cp.size
         ctx.positions = cp.positions(length).to(own.device)
         gathered = torch.cat(_all_gather(own, cp), 1)
-        return gathered[:, cp.order(length).argsort().to(own.device)]
+        return gathered[:, zigzag.order(length, cp.size).argsort().to(own.device)]
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
