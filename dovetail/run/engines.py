@@ -170,6 +170,7 @@ def _launch(
             memory_gb=settings.engine_memory_gb,
             seed=config.data.rollout_seed,
             return_routed_experts=config.algorithm.use_rollout_routing_replay,
+            sleeps=config.runtime.engines_rest,
             trust_remote_code=config.model.trust_remote_code,
             # While they decode, the trainer rests.
             num_threads=max(1, models.plan.num_threads // max(1, num_engines(config))),
