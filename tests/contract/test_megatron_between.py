@@ -1,12 +1,14 @@
 """What goes on around Megatron's steps: the memory that it gives up between them, models that
 another backend goes on with, checkpoints without ranks."""
 
+import pickle
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from dovetail.checkpoint.hf_export import save_hf_tensors
 from dovetail.checkpoint.manager import CheckpointManager
@@ -20,7 +22,7 @@ from tests.contract.test_megatron_contract import (
     alone,
     groups,
     models,
-    settings,
+    settings_of,
 )
 from tests.contract.test_trainer_contract import HERE, same_metrics, same_weights
 from tests.contract.trained import STEPS, Case, load, maker, rows_of
@@ -49,7 +51,7 @@ def resting(rank, world, make, case):
 @pytest.mark.parametrize("layout", [{}, TP], ids=["dp=2", "tp=2"])
 def test_memory_is_given_up_between_steps_and_taken_again(layout, groups, models, alone):
     case = "minibatches and KL"
-    told = asdict(Case(**models("Qwen3"), settings=settings(case), layout=layout))
+    told = asdict(Case(**models("Qwen3"), settings=settings_of(case), layout=layout))
     expected = alone("Qwen3", case)
     for rank in groups[2].call(f"{OWN}:resting", make=MAKE, case=told):
         assert rank["left"] == [0]
@@ -85,7 +87,7 @@ def test_what_one_backend_exports_another_trains_on_with(change, groups, models,
         return groups[world].call(function, make=make, case=told, **how)
 
     def there_and_on(first, later, path):
-        case = {**models("Qwen3"), "settings": settings("grpo")}
+        case = {**models("Qwen3"), "settings": settings_of("grpo")}
         before = run(f"{OWN}:exported", first, case, path=str(path))[0]
         case = {**case, "policy": str(path)}
         ranks = run(f"{HERE}:trained", later, case, steps=(2, STEPS))
@@ -118,7 +120,7 @@ SAVED = {"tp=2": ("Qwen3", TP), "pp=2": ("Qwen3", PP), "ep=2": (MOE, EP)}
 def test_what_ranks_saved_is_exported_by_one_process(layout, groups, models, tmp_path):
     architecture, its = SAVED[layout]
     path = origin(models, architecture)
-    told = asdict(Case(**models(architecture), settings=settings("grpo"), layout=its))
+    told = asdict(Case(**models(architecture), settings=settings_of("grpo"), layout=its))
     # As a run's ranks do it: a trainer's state has a folder for the policy.
     (state := tmp_path / "state").mkdir()
     ranks = groups[2].call(
@@ -176,3 +178,29 @@ def test_what_can_not_be_converted_is_told(models, tmp_path, capfd):
     assert main(["convert", "--origin", str(path), str(there), str(tmp_path / "new")]) == 1
     assert "damaged" in capfd.readouterr().err
     assert not dist.is_initialized() and torch.is_grad_enabled()
+
+
+def _change(there, kinds):
+    """What its table says that things are."""
+    file = there / ".metadata"
+    table = pickle.loads(file.read_bytes())
+    table.state_dict_metadata.update(dict.fromkeys(kinds, BytesStorageMetadata()))
+    file.write_bytes(pickle.dumps(table))
+
+
+def test_objects_beside_weights_are_not_read_and_none_may_stand_for_a_weight(
+    models, tmp_path, capfd
+):
+    path, there = origin(models, "Qwen3"), tmp_path / "megatron"
+    assert main(["convert", "--to-megatron", str(path), str(there)]) == 0
+    words = ["convert", "--origin", str(path), str(there)]
+    table = pickle.loads((there / ".metadata").read_bytes()).state_dict_metadata
+    assert not [name for name, one in table.items() if isinstance(one, BytesStorageMetadata)]
+    _change(there, ["rng_state/shard_0_1", "decoder.layers._extra_state/shard_0.1_2.2"])
+    assert main([*words, str(tmp_path / "back")]) == 0
+    same_weights(weights(tmp_path / "back"), weights(path), 0)
+    name = next(one for one in table if one.endswith("weight"))
+    _change(there, [name])
+    assert main([*words, str(tmp_path / "new")]) == 1
+    assert f"keeps '{name}' as a pickle" in capfd.readouterr().err
+    assert not (tmp_path / "new").exists()

@@ -10,7 +10,7 @@ import pytest
 from dovetail.config.run import RunConfig
 from dovetail.hooks import ArgsView, bind
 from dovetail.run.parts import Run
-from tests.contract.test_megatron_contract import MAKE, alone, groups, models, settings
+from tests.contract.test_megatron_contract import MAKE, alone, groups, models, settings_of
 from tests.contract.test_trainer_contract import same_metrics, same_weights
 from tests.contract.trained import STEPS, Case, maker, rows_of
 
@@ -106,7 +106,7 @@ def test_they_are_given_what_the_families_give_at_the_same_moments(
 ):
     own, case = models("Qwen3"), "minibatches and KL"
     file = written(tmp_path, own["policy"])
-    told = asdict(Case(**own, settings=settings(case)))
+    told = asdict(Case(**own, settings=settings_of(case)))
     (rank,) = groups[1].call(f"{OWN}:probed", case=told, file=str(file), provider=family)
     expected = alone("Qwen3", case)
     same_metrics(rank["metrics"], expected["metrics"])
@@ -133,7 +133,7 @@ def test_they_are_given_what_the_families_give_at_the_same_moments(
 
 def test_a_provider_of_something_else_is_refused(groups, models, tmp_path):
     own = models("Qwen3")
-    told = asdict(Case(**own, settings=settings("grpo")))
+    told = asdict(Case(**own, settings=settings_of("grpo")))
     file = written(tmp_path, own["policy"])
     with pytest.raises(AssertionError, match="the function gave back a dict, expected a module"):
         groups[1].call(f"{OWN}:probed", case=told, file=str(file), provider="wrong")

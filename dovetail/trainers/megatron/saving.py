@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing import ShardedObject, ShardedTensor
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.strategies.torch import (
@@ -30,12 +31,16 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from dovetail.trainers.megatron.mending import KEYS, held, set_steps
 from dovetail.trainers.megatron.optim import Optimizer
 from dovetail.trainers.megatron.provider import bare
 from dovetail.trainers.megatron.reading import check_table
 from dovetail.types.errors import CheckpointError
+
+_OF_OBJECT = re.compile(r".+/shard_[\d.]+_[\d.]+", re.DOTALL)
+"""`ShardedObject.unique_key`: no tensor's name ends so."""
 
 
 def write_weights(chunks: Sequence[Any], directory: Path) -> None:
@@ -113,10 +118,15 @@ def _of_model(chunks: Sequence[Any]) -> dict[str, Any]:
         "singleton_local_shards": False,
     }
     # The wrappers of data parallelism would put their own names in front.
-    states = [bare(chunk).sharded_state_dict(metadata=metadata) for chunk in chunks]
+    states = [_tensors(bare(chunk).sharded_state_dict(metadata=metadata)) for chunk in chunks]
     if len(states) == 1:
         return {"model": states[0]}
     return {f"model{number}": state for number, state in enumerate(states)}
+
+
+def _tensors(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Without `_extra_state` and its like: they are kept as pickles, and no weights."""
+    return {name: one for name, one in state.items() if not isinstance(one, ShardedObject)}
 
 
 def _put(chunks: Sequence[Any], found: Mapping[str, Any]) -> None:
@@ -174,6 +184,22 @@ def _check(directory: Path) -> None:
         )
     for table in directory.glob("**/.metadata"):
         check_table(table)
+    _check_kinds(directory)
+
+
+def _check_kinds(directory: Path) -> None:
+    """That no tensor of ours is a pickle there: torch would unpickle what it says. The objects that
+    Megatron-LM writes beside weights are: they are never asked for."""
+    try:
+        found = dcp.FileSystemReader(directory).read_metadata().state_dict_metadata.items()
+    except Exception as error:  # A table of the right names may still build nothing.
+        raise CheckpointError(f"{directory / '.metadata'} is damaged: {error}") from error
+    for name, kind in found:
+        if isinstance(kind, BytesStorageMetadata) and not _OF_OBJECT.fullmatch(str(name)):
+            raise CheckpointError(
+                f"{directory} keeps {name!r} as a pickle, where Megatron has a tensor: it could "
+                "run code. It is not read"
+            )
 
 
 @contextmanager
