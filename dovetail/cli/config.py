@@ -9,7 +9,7 @@ from pathlib import Path
 from dovetail.cli.settings import asks_for_help, read_settings, show_plan, tell_notes
 from dovetail.config.flags import split_files
 from dovetail.config.leaves import nearest
-from dovetail.run.validate import validate, validate_launch
+from dovetail.run.validate import validate, validate_cluster, validate_launch
 from dovetail.types.errors import UsageError
 
 _HELP = """usage: dovetail config show  [RUN.toml ...] [--flag ...] [--only-set | --plan]
@@ -56,6 +56,7 @@ def _show(argv: list[str]) -> int:
 def _check(argv: list[str]) -> int:
     resolved = read_settings(argv)
     validate(resolved.config)
+    validate_cluster(resolved.config)
     tell_notes(resolved, validate_launch(resolved.config, resolved.passthrough))
     sys.stdout.write("ok: these settings can work together\n")
     return 0

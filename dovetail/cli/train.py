@@ -11,7 +11,7 @@ from dovetail.cli.settings import (
     show_plan,
     tell_notes,
 )
-from dovetail.run.validate import validate, validate_launch
+from dovetail.run.validate import validate, validate_cluster, validate_launch
 
 _DOC = """\
 Train a model: roll out, score, train, publish, once per step. Everything it leaves is in one
@@ -28,6 +28,7 @@ def train(argv: list[str]) -> int:
         return 0
     resolved = read_settings([token for token in argv if token != _DRY_RUN])
     validate(resolved.config)
+    validate_cluster(resolved.config)
     tell_notes(resolved, validate_launch(resolved.config, resolved.passthrough))
     if _DRY_RUN in argv:
         sys.stdout.write("ok: these settings can work together\n")

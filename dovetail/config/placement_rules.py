@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from dovetail.config.leaves import cure
@@ -39,8 +40,18 @@ _OF_CLUSTERS = {
 """By section: what only a trainer of several ranks reads."""
 
 
+_ADDRESS = re.compile(r"auto|(\[[0-9A-Fa-f:.]+\]|[^\s:/]+):\d+")
+
+
 def placement_rules(config: RunConfig) -> Iterator[str]:
     """Ways of living together that can't be."""
+    address = config.runtime.ray_address
+    if config.runtime.mode != "local" and address and not _ADDRESS.fullmatch(address):
+        yield (
+            f"ray_address got {address!r}, expected HOST:PORT of a Ray head (its port is 6379 "
+            f"unless it was told another) or auto; {cure('ray_address', 'HOST:6379')}, or leave it "
+            "out and the run starts a Ray of its own"
+        )
     if config.trainer.lora_rank:
         yield from _adapter_rules(config)
     if config.trainer.context_parallel_size > 1 and config.trainer.train_backend == "torch":
@@ -92,8 +103,15 @@ def _megatron_rules(config: RunConfig) -> Iterator[str]:
 
 
 def placement_notes(config: RunConfig) -> Iterator[str]:
-    """One line for all sizes of a cluster that a run in one process does not have."""
-    if config.runtime.mode != "local":
+    """One line for all sizes of a cluster that a run in one process does not have, or for machines
+    that a run without a cluster does not."""
+    runtime = config.runtime
+    if runtime.mode != "local":
+        if runtime.actor_num_nodes > 1 and runtime.ray_address is None:
+            yield (
+                f"actor_num_nodes {runtime.actor_num_nodes}: this can be planned, but a run needs "
+                f"a Ray cluster with those nodes: {cure('ray_address', 'HOST:PORT')}"
+            )
         return
     idle = [
         leaf

@@ -20,6 +20,11 @@ _OF_MEGATRON = {
 }
 """What only megatron-core splits, and the value that asks for nothing."""
 _OF_TORCH = {"dp_replicate_size": 1, "fsdp_cpu_offload": False}
+_OF_A_REPLICA = (
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "context_parallel_size",
+)
 
 
 def size_rules(config: RunConfig) -> Iterator[str]:
@@ -60,10 +65,11 @@ def _ranks(config: RunConfig) -> Iterator[str]:
     )
     tp, pp = own.tensor_model_parallel_size, own.pipeline_model_parallel_size
     if world % replica:
+        largest = max(_OF_A_REPLICA, key=lambda leaf: int(getattr(own, leaf)))
         yield (
             f"{ranks} can't be split into groups of {replica}: tensor {tp} x pipeline {pp} x "
             f"context {own.context_parallel_size}; have a multiple of {replica} ranks: "
-            f"{cure('actor_num_gpus_per_node')}, or lower {cure('tensor_model_parallel_size')}"
+            f"{cure('actor_num_gpus_per_node')}, or lower {cure(largest)}"
         )
     elif (world // replica) % own.dp_replicate_size:
         yield (

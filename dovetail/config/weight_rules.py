@@ -86,6 +86,7 @@ def _places(config: RunConfig) -> Iterator[str]:
             "engines of other machines do not see this one's memory; give a directory for the "
             "weights that all of them see under the same path: "
             f"{cure('update_weight_disk_dir', 'DIR')}"
+            + (f", or {cure('weight_transport', 'broadcast')}" if _ours(config) else "")
         )
 
 

@@ -1,4 +1,4 @@
-"""From a resolved configuration to living parts: the only file that chooses classes.
+"""From a resolved configuration to living parts.
 
     checks -> hooks -> placement -> run directory -> data -> schedule -> model -> engine -> trainer
 
@@ -45,7 +45,7 @@ from dovetail.run.rollouts import make_collecting, make_evaluator, make_source
 from dovetail.run.schedule import Schedule, make_schedule, prompts_of
 from dovetail.run.serving import hook_owners, make_router
 from dovetail.run.training import make_to_rows, make_trainer
-from dovetail.run.validate import validate
+from dovetail.run.validate import validate, validate_cluster
 from dovetail.runtime.compute import compute_thread, decode_thread, shared_out
 from dovetail.runtime.machine import cluster_of
 from dovetail.runtime.plan import Plan, plan
@@ -68,6 +68,7 @@ def build(resolved: Resolved) -> Run:
     """
     config = resolved.config
     validate(config)
+    validate_cluster(config)
     for leaf, place in (
         ("save_hf", config.checkpoint.save_hf),
         ("critic_save", config.critic.critic_save),

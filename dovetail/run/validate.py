@@ -18,6 +18,7 @@ from dovetail.engines.interpreter import interpreter
 from dovetail.engines.launch import LaunchSettings
 from dovetail.rewards import table as rewards
 from dovetail.run.megatron import check_megatron
+from dovetail.runtime.ray.cluster import check_ray
 
 
 def validate(config: RunConfig) -> None:
@@ -47,6 +48,16 @@ def validate_names(config: RunConfig) -> None:
         from dovetail.rewards.address import check_url  # Brings aiohttp along.
 
         check_url(config.reward.rm_url)
+
+
+def validate_cluster(config: RunConfig) -> None:
+    """Refuse to train on a cluster without what starts it.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+    """
+    if config.runtime.mode != "local":
+        check_ray()
 
 
 def validate_launch(config: RunConfig, passthrough: Mapping[str, Any]) -> list[str]:

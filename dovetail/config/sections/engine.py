@@ -61,7 +61,8 @@ class EngineConfig(Section):
         description=(
             "How weights reach engines in other processes: through /dev/shm of this machine, as "
             "handles of GPU memory, by a process group of trainer and engines, or files in "
-            "update_weight_disk_dir; auto: the fastest of them that reaches every engine."
+            "update_weight_disk_dir; auto: through /dev/shm where every engine is on the trainer's "
+            "machine and it has room, else update_weight_disk_dir."
         ),
     )
     update_weight_mode: Literal["full", "delta"] = Field(

@@ -9,6 +9,7 @@ Ray writes about itself into its session's directory, never onto the terminal.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import os
 import secrets
@@ -46,11 +47,25 @@ def import_ray(*, alone: bool = False) -> Any:
     try:
         import ray
     except ImportError as error:
-        raise MissingExtraError(
-            "modes colocated and disaggregated need Ray: pip install 'dovetail-rl[ray]', or use "
-            f"{cure('mode', 'local')}"
-        ) from error
+        raise MissingExtraError(_needed()) from error
     return ray
+
+
+def check_ray() -> None:
+    """Without importing it.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise MissingExtraError(_needed())
+
+
+def _needed() -> str:
+    return (
+        "modes colocated and disaggregated need Ray: pip install 'dovetail-rl[ray]', or use "
+        f"{cure('mode', 'local')}"
+    )
 
 
 class Cluster:

@@ -23,6 +23,10 @@ def _problems(flags: str) -> list[str]:
             "groups of 3: tensor 3 x pipeline 1 x context 1; have a multiple of 3 ranks",
         ),
         (
+            f"{FOUR} --context-parallel-size 3",
+            "or lower --context-parallel-size (TOML: trainer.context_parallel_size)",
+        ),
+        (
             f"{FOUR} --dp-replicate-size 3",
             "dp_replicate_size 3 does not divide the 4 data-parallel",
         ),
