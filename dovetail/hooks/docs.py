@@ -34,6 +34,11 @@ its parameters ask for. Between forms of the same number of parameters their nam
 decide, as each hook's table says. Values passed by keyword are shown as `name=`; a function gets
 those that it names.
 
+The *rollout* process is the one of `dovetail train`: loop, data, rewards and router are there. The
+*trainer* process is the same one in mode `local`; on a cluster it is each trainer rank: functions
+of training are called on every rank, and given the same have to answer the same on each. What a
+function keeps in its module is of its process. *engine* is each `dovetail serve` process.
+
 `args` is a copy of the whole configuration with flat names (`args.rollout_batch_size`). What you
 write to it is seen by later hooks, never by the run. It also has what plugins of these families
 read and no setting of ours stands for, facts of the run (`rank`, `world_size`, `start_rollout_id`,

@@ -101,7 +101,8 @@ class HookSpec:
     stage: str
     """The station of the data's way that calls it."""
     process: str
-    """Where it runs: `rollout` or `trainer`; in local mode both are one process."""
+    """Where it runs: `rollout` (the run's own), `trainer` (in mode local the same one) or
+    `engine`."""
     forms: tuple[CallForm, ...]
     """Accepted call forms; of two that fit equally well, the first is taken."""
     default: str

@@ -8,11 +8,13 @@ from dovetail.hooks.spec import CallForm, HookSpec, Kind
 _NOTHING = "nothing"
 
 
-def _megatron(slot: str, positional: tuple[str, ...], **row: str) -> HookSpec:
+def _megatron(
+    slot: str, positional: tuple[str, ...], process: str = "trainer", **row: str
+) -> HookSpec:
     return HookSpec(
         slot=slot,
         stage="trainers",
-        process="trainer",
+        process=process,
         owner="megatron",
         forms=(CallForm(families=ALL, positional=positional),),
         default=_NOTHING,
@@ -37,7 +39,7 @@ MEGATRON: tuple[HookSpec, ...] = (
         "custom_megatron_before_log_prob_hook",
         ("args", "model", "store_prefix"),
         when="before each pass that only computes logprobs",
-        doc='`store_prefix` says whose: "" the policy\'s, "ref_", "teacher_".',
+        doc='`store_prefix` says whose: "" the policy\'s, "ref_" the reference\'s.',
         example="def hook(args, model, store_prefix):\n    args.last_prefix = store_prefix\n",
     ),
     _megatron(
@@ -53,8 +55,12 @@ MEGATRON: tuple[HookSpec, ...] = (
     _megatron(
         "custom_megatron_post_save_hook",
         ("args", "rollout_id", "checkpoint_dir", "hf_checkpoint_dir"),
-        when="after each checkpoint, on rank 0",
-        doc="hf_checkpoint_dir is None without --save-hf.",
+        process="rollout",
+        when="when a checkpoint of all ranks is there, once",
+        doc=(
+            "With --async-save that is a step or more after it was begun. hf_checkpoint_dir is "
+            "None unless --save-hf has {rollout_id} in it, which exports at every save."
+        ),
         example=(
             "def hook(args, rollout_id, checkpoint_dir, hf_checkpoint_dir):\n"
             "    args.last_checkpoint = checkpoint_dir\n"
