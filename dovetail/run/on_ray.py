@@ -37,8 +37,6 @@ from dovetail.types.weights import Snapshot
 if TYPE_CHECKING:
     from dovetail.run.build import Parts
 
-_ENV = ("OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME")
-
 
 class OnRay:
     """The cluster of one run. Nothing is started before `open`."""

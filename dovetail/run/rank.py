@@ -190,10 +190,6 @@ class RankWorker:
         """Whether the latest `train` has applied a step so far."""
         return self.trainer.changed
 
-    def logprobs(self, rows: Sequence[TrainRow], reference: bool = False) -> list[list[float]]:
-        """As `Trainer.logprobs`."""
-        return self.trainer.logprobs(rows, reference)
-
     def save_into(self, directory: str, in_background: bool = False) -> dict[str, Any]:
         """Write this rank's part of the state; facts for `load_from`. `in_background`: come back
         when it is copied, `finish_save` waits for the files.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
@@ -184,12 +184,3 @@ def tensor_in(buffer: Any, offset: int, dtype: str, shape: list[int]) -> torch.T
     if count == 0:
         return torch.empty(shape, dtype=kind)
     return torch.frombuffer(buffer, dtype=kind, count=count, offset=offset).view(shape)
-
-
-def read_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of a file, one after the other."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118 (it is no dict)
-            yield name, file.get_tensor(name)

@@ -26,10 +26,6 @@ class LayerShape:
     key_dim: int
     value_dim: int
 
-    @property
-    def numbers_per_token(self) -> int:
-        return self.kv_heads * (self.key_dim + self.value_dim)
-
 
 @dataclass(eq=False, slots=True)
 class Segment:

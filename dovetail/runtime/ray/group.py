@@ -113,10 +113,6 @@ class TrainerGroup:
         check_agreement(found)
         return dict(found[0])
 
-    def logprobs(self, rows: Sequence[Any], reference: bool = False) -> list[list[float]]:
-        """As `Trainer.logprobs`."""
-        return list(self._ask("logprobs", list(rows), reference)[0])
-
     def save_into(self, directory: Path, in_background: bool = False) -> dict[str, Any]:
         """Have every rank write its part; facts for `load_from`. `in_background`: come back when
         all have copied it."""

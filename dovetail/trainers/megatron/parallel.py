@@ -29,11 +29,6 @@ class Ranks:
     the same numbers."""
     device: torch.device
 
-    @property
-    def is_last(self) -> bool:
-        """Whether this rank has the head."""
-        return self.pp == self.pp_size - 1
-
 
 def join(config: TrainerConfig, num_layers: int, seed: int, device: torch.device) -> Ranks:
     """Form Megatron's groups over the ranks of the default process group, which a process that

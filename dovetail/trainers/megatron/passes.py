@@ -77,7 +77,7 @@ class Passes:
         longest = max(line.input_ids_1S.shape[1] for line in lines)
         iterators = [iter(lines) for _ in self.chunks]
         if self.replay is not None:
-            self.replay.begin(lines)
+            self.replay.begin()
         get_forward_backward_func()(
             forward_step_func=partial(self._step, at_end=at_end, forward_only=forward_only),
             data_iterator=iterators if len(iterators) > 1 else iterators[0],

@@ -73,8 +73,8 @@ class Replay:
         finally:
             self._rows, self._known = (), {}
 
-    def begin(self, lines: Sequence[Line]) -> None:
-        """A pass over these lines starts."""
+    def begin(self) -> None:
+        """A pass starts."""
         for routers in self.routers.values():
             for router in routers.values():
                 router.queue.clear()

@@ -47,7 +47,6 @@ class ContextParallel:
 
     def attention(
         self,
-        module: torch.nn.Module,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -86,7 +85,7 @@ def _attention(
     check_asked(context_parallel, attention_mask, kwargs)
     assert context_parallel is not None
     window = kwargs.get("sliding_window")
-    out = context_parallel.attention(module, query, key, value, scaling, window)
+    out = context_parallel.attention(query, key, value, scaling, window)
     return out, None
 
 

@@ -35,7 +35,7 @@ def split_layer(model: Any, prefix: str, layer: torch.nn.Module, mesh: DeviceMes
     partial: list[str] = []
     for parent, module in layer.named_modules():
         plan = _plan_of(model, f"{prefix}.{parent}" if parent else prefix, module)
-        if not _splits(plan, module, mesh.size()):
+        if not _splits(plan, module):
             continue
         for name, style in plan.items():
             own = f"{parent}.{name}" if parent else name
@@ -82,7 +82,7 @@ def _plan_of(model: Any, path: str, module: torch.nn.Module) -> dict[str, str]:
     return found
 
 
-def _splits(plan: dict[str, str], module: torch.nn.Module, size: int) -> bool:
+def _splits(plan: dict[str, str], module: torch.nn.Module) -> bool:
     """Whether this module's projections come as columns, then rows, each a plain matrix."""
     styles = set(plan.values())
     matrices = [name for name, style in plan.items() if style in (_COLUMNS, _ROWS)]
