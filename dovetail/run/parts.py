@@ -317,8 +317,13 @@ class Run:
         return self.interrupt.requested or done >= self.schedule.num_steps
 
     def _export_step(self, done: int, evaluated: bool) -> None:
-        if "{rollout_id}" in (self.config.checkpoint.save_hf or ""):
+        if self._own_export(done) is not None:
             self._export(done)
+
+    def _own_export(self, done: int) -> Path | None:
+        """Where this step's export goes, if each step has one."""
+        template = self.config.checkpoint.save_hf or ""
+        return Path(template.format(rollout_id=done)) if "{rollout_id}" in template else None
 
     def _export(self, done: int) -> None:
         template = self.config.checkpoint.save_hf
@@ -331,15 +336,14 @@ class Run:
 
     def _checkpoint(self, done: int, evaluated: bool) -> None:
         assert self.policy is not None
-        own = self.config
-        behind = own.checkpoint.async_save and own.runtime.mode != "local"
-        behind = behind and not self._is_last(done)
-        parts, position = self._parts(evaluated, behind), (done, evaluated)
-        export = self.exported if "{rollout_id}" in str(own.checkpoint.save_hf) else None
+        own, last = self.config, self._is_last(done)
+        behind = own.checkpoint.async_save and own.runtime.mode != "local" and not last
+        export = self.exported if self.exported == self._own_export(done) else None
+        what = (done, evaluated), self._parts(evaluated, behind), export
         if behind:
-            self.saving.begin(position, parts, export, self.policy)
+            self.saving.begin(*what, self.policy)
         else:
-            self.saving.save(position, parts, export)
+            self.saving.save(*what)
 
     def _written(self, position: Position, path: Path, export: Path | None) -> None:
         self.saved, self.checkpoint = position, path

@@ -3,13 +3,13 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from dovetail.config.run import RunConfig
 from dovetail.hooks import ArgsView, bind
 from dovetail.run.parts import Run
+from dovetail.run.saving import Saving
 from tests.contract.test_megatron_contract import MAKE, alone, groups, models, settings_of
 from tests.contract.test_trainer_contract import same_metrics, same_weights
 from tests.contract.trained import STEPS, Case, maker, rows_of
@@ -150,22 +150,27 @@ class Told:
 
 
 @pytest.mark.parametrize(
-    ("save_hf", "told"), [(None, None), ("e-{rollout_id}", "e-3"), ("e", None)]
+    ("save_hf", "exported", "told"),
+    [
+        (None, None, None),
+        ("e-{rollout_id}", "e-3", "e-3"),
+        ("e-{rollout_id}", "e-2", None),
+        ("e", "e", None),
+    ],
 )
-def test_a_checkpoint_is_told_with_the_export_of_its_step(save_hf, told, tmp_path):
+def test_a_checkpoint_is_told_with_the_export_of_its_step(save_hf, exported, told, tmp_path):
     file = tmp_path / "after.py"
     file.write_text(
         "def after(args, rollout_id, checkpoint_dir, hf_checkpoint_dir):\n"
         "    args.calls.append((rollout_id, checkpoint_dir, hf_checkpoint_dir))\n"
     )
     args = ArgsView(RunConfig(), {}, calls=[])
-    run = SimpleNamespace(
-        checkpoints=Told(),
-        reporter=Told(),
-        _parts=lambda evaluated: {},
-        config=RunConfig.model_validate({"checkpoint": {"save_hf": save_hf}}),
-        exported=Path("e-3"),
-        after_save=bind("custom_megatron_post_save_hook", f"{file}:after", args),
-    )
-    Run._checkpoint(run, 3, False)
+    run = object.__new__(Run)
+    run.policy, run.reporter = object(), Told()
+    run.config = RunConfig.model_validate({"checkpoint": {"save_hf": save_hf}})
+    run.exported = None if exported is None else Path(exported)
+    run.after_save = bind("custom_megatron_post_save_hook", f"{file}:after", args)
+    run._parts = lambda evaluated, behind: {}
+    run.saving = Saving(Told(), run._written)
+    run._checkpoint(3, False)
     assert args.calls == [(2, "checkpoints/step_000003", told)]
