@@ -3,29 +3,16 @@ torch backend. On a CPU over gloo, see `tests.megatron_shim`."""
 
 import os
 from dataclasses import asdict
-from types import SimpleNamespace
 
 import pytest
-import torch
 
-from dovetail.algorithms.packed_logits import get_log_probs_and_entropy
-from dovetail.trainers.hooks import TrainHooks
 from tests.contract.ranks import Ranks
+from tests.contract.special import REPLAY, specially
 from tests.contract.test_trainer_contract import HERE, Row, same_metrics, same_weights
-from tests.contract.trained import (
-    STEPS,
-    Case,
-    maker,
-    rows_of,
-    settings_of,
-    trained,
-    write_models,
-)
-from tests.unit.trainers.test_routing_replay import some_routing
+from tests.contract.trained import Case, settings_of, trained, write_models
 
 pytestmark = pytest.mark.xdist_group("megatron ranks")
 
-OWN = "tests.contract.test_megatron_contract"
 MAKE = "tests.contract.megatron_made:megatron"
 LOW, LOW_ALONE = "tests.contract.megatron_made:low", "tests.contract.torch_made:low_alone"
 TP, SP = {"tensor_model_parallel_size": 2}, {"sequence_parallel": True}
@@ -116,38 +103,6 @@ def test_it_makes_the_steps_of_one_process(row, case, groups, models, alone):
     same_weights(ranks[0]["weights"], expected["weights"], row.apart)
 
 
-def specially(rank, world, make, case, what):
-    """As `trained.trained`, with what JSON can't say."""
-    hooks = {"hooks": TrainHooks(logits_loss=by_logits)} if what == "on logits" else {}
-    case = {**case, "settings": {**case["settings"], **hooks}}
-    trainer = maker(make)(rank, world, Case(**case))
-    rows = [rows_of(step) for step in range(STEPS)]
-    if what == "R3":
-        rows = [some_routing(its) for its in rows]
-    metrics = [trainer.train(its, step) for step, its in enumerate(rows)]
-    for its in metrics:
-        # The torch backend counts tokens of a shared prompt once.
-        its.pop("train/routing_replaced", None)
-    weights = {name: tensor.flatten().tolist() for name, tensor in trainer.backend.hf_tensors()}
-    return {"metrics": metrics, "weights": weights}
-
-
-def by_logits(batch, logits, reduce):
-    """A policy gradient in the form of the slime family."""
-    keys = ("unconcat_tokens", "total_lengths", "response_lengths")
-    _, found = get_log_probs_and_entropy(
-        logits, args=SimpleNamespace(rollout_temperature=1.0), **{key: batch[key] for key in keys}
-    )
-    pairs = zip(found["log_probs"], batch["advantages"], strict=True)
-    terms = [-own * advantage.to(own) for own, advantage in pairs]
-    loss = reduce(torch.cat(terms))
-    return loss, {"own": loss.detach()}
-
-
-REPLAY = {
-    "R2": {"samples_per_optimizer_step": 5, "algorithm": {"use_routing_replay": True}},
-    "R3": {"samples_per_optimizer_step": 5, "algorithm": {"use_rollout_routing_replay": True}},
-}
 SPECIAL = [
     *[("R2", layout, MOE) for layout in ("1", "tp=2 with sp", "pp=2", "cp=2", "ep=2, recomputed")],
     *[("R3", layout, MOE) for layout in ("pp=2", "tp=2 with sp", "ep=2, recomputed")],
@@ -171,7 +126,7 @@ def test_experts_are_replayed_and_losses_see_logits_in_every_layout(
     told = {**models(architecture), "settings": own}
     given = {"what": what, "case": {**told, "layout": LAYOUTS[layout]}}
     world = 1 if layout == "1" else 2
-    ranks = groups[world].call(f"{OWN}:specially", make=MAKE, **given)
+    ranks = groups[world].call("tests.contract.special:specially", make=MAKE, **given)
     expected = specially(0, 1, f"{HERE}:alone", told, what)
     for rank in ranks:
         same_metrics(rank["metrics"], expected["metrics"])

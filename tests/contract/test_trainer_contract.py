@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.contract.ranks import PATIENCE_S, Ranks
+from tests.contract.special import REPLAY, specially
 from tests.contract.trained import (
     CASES,
     WITH_MORE_MODELS,
@@ -118,6 +119,24 @@ def test_it_makes_the_steps_of_one_process(row, case, pair, models, alone):
     for rank in ranks:
         same_metrics(rank["metrics"], expected["metrics"], row.apart)
     same_weights(ranks[0]["weights"], expected["weights"], row.apart)
+
+
+@pytest.mark.parametrize("layout", [{}, {"tensor_model_parallel_size": 2}], ids=["dp", "tp"])
+@pytest.mark.parametrize("what", REPLAY)
+def test_experts_that_one_rank_recorded_are_replayed_by_all(what, layout, pair, models):
+    # A small budget: rows come into other micro-batches, on another rank, from pass to pass.
+    own = {**settings_of("grpo"), **REPLAY[what], "batch": {"max_tokens_per_gpu": 40}}
+    told = {**models("Qwen3Moe"), "settings": own}
+    given = {"make": TORCH, "case": {**told, "layout": layout}, "what": what}
+    ranks = pair.call("tests.contract.special:specially", **given)
+    expected = specially(0, 1, f"{HERE}:alone", told, what)
+    for rank in ranks:
+        same_metrics(rank["metrics"], expected["metrics"])
+        # Counted over all ranks; which tokens of prompts are shared is the matter of a plan.
+        assert rank["replaced"] == ranks[0]["replaced"]
+        assert rank["replaced"] == pytest.approx(expected["replaced"], abs=0.05)
+    same_weights(ranks[0]["weights"], expected["weights"])
+    assert max(expected["replaced"]) > 0, "nothing was replayed that a router would not choose"
 
 
 SAVED = {

@@ -64,6 +64,8 @@ class TorchBackend:
         self.policy, self.parallel, self.device = ScoredModel(own), own.parallel, own.device
         if routing_replay is not None:
             self.policy.routing = make_replay(own.model, routing_replay)
+            # It was tried: weights that stayed whole are not those that the optimizer is to have.
+            own.passed()
         self.reference = self._reference(model, reference_model)
         references = [] if self.reference is None else [self.reference]
         self._models, self._others = [self.policy, *references, *others], others
