@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from dovetail.router.balancer.pool import Pool
 from dovetail.types import (
     FinishReason,
     GenerateRequest,
@@ -156,3 +157,21 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """`asyncio.run` on a jumping loop."""
     with asyncio.Runner(loop_factory=JumpingLoop) as runner:
         return runner.run(main)
+
+
+def ask(pool: Pool, name: str, **of_request: object) -> asyncio.Task[GenerateResult]:
+    return asyncio.get_running_loop().create_task(
+        pool.generate(request(name, **of_request))  # type: ignore[arg-type]
+    )
+
+
+def engines(pool: Pool, count: int) -> list[HeldEngine]:
+    made = [HeldEngine(f"http://{name}:1") for name in "abcdef"[:count]]
+    for engine in made:
+        pool.add(engine)
+    return made
+
+
+def assert_idle(pool: Pool) -> None:
+    assert pool.in_flight == pool.waiting == 0
+    assert all(not worker.in_flight and not worker.calls for worker in pool.workers.values())

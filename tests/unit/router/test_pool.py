@@ -6,45 +6,27 @@ import asyncio
 
 import pytest
 
-from dovetail.router.balancer.commands import SWEEP_S
 from dovetail.router.balancer.dispatch import MOST_ATTEMPTS
 from dovetail.router.balancer.pool import Pool
-from dovetail.router.balancer.worker import Worker
 from dovetail.types import (
     EngineBusyError,
     EngineError,
     EngineGoneError,
     EngineTimeoutError,
     FinishReason,
-    GenerateResult,
     ScoreRequest,
 )
 from tests.unit.router.fakes import (
     HeldEngine,
     ScoringHeldEngine,
+    ask,
+    assert_idle,
+    engines,
     request,
     run,
     settled,
     snapshot,
 )
-
-
-def ask(pool: Pool, name: str, **of_request: object) -> asyncio.Task[GenerateResult]:
-    return asyncio.get_running_loop().create_task(
-        pool.generate(request(name, **of_request))  # type: ignore[arg-type]
-    )
-
-
-def engines(pool: Pool, count: int) -> list[HeldEngine]:
-    made = [HeldEngine(f"http://{name}:1") for name in "abcdef"[:count]]
-    for engine in made:
-        pool.add(engine)
-    return made
-
-
-def assert_idle(pool: Pool) -> None:
-    assert pool.in_flight == pool.waiting == 0
-    assert all(not worker.in_flight and not worker.calls for worker in pool.workers.values())
 
 
 def test_requests_of_a_dead_engine_are_sent_to_another_one_and_counted_once() -> None:
@@ -83,45 +65,6 @@ def test_a_late_answer_of_an_earlier_life_is_dropped() -> None:
         assert (await task).text == "of the second life"
         assert (pool.stats.fenced, pool.stats.answered) == (1, 1)
         assert_idle(pool)
-
-    run(main())
-
-
-def test_an_answer_with_older_weights_than_the_engine_was_given_is_made_anew_elsewhere() -> None:
-    async def main() -> None:
-        told: list[tuple[str, str, str]] = []
-
-        def on_failure(worker: Worker, error: Exception) -> None:
-            told.append((worker.url, worker.state, str(error)))
-
-        pool = Pool(policy="round_robin", on_failure=on_failure)
-        a, b = engines(pool, 2)
-        await pool.load(snapshot(5))
-        task = ask(pool, "x")
-        await settled()
-        a.asked[0].finish("old", version=4)
-        await settled()
-        b.asked[0].finish("new", version=5)
-        assert (await task).text == "new"
-        message = "http://a:1 was given weights of version 5 and answered with those of version 4"
-        assert told == [(a.url, "dead", message)]
-        assert pool.stats.fenced == 1
-
-    run(main())
-
-
-def test_a_request_under_way_while_weights_come_keeps_its_answer() -> None:
-    async def main() -> None:
-        pool = Pool()
-        (a,) = engines(pool, 1)
-        await pool.load(snapshot(1))
-        task = ask(pool, "x")
-        await settled()
-        await pool.pause()
-        await pool.load(snapshot(2))
-        await pool.resume()
-        a.asked[0].finish("made with 1", version=1)
-        assert (await task).text == "made with 1"
 
     run(main())
 
@@ -337,104 +280,6 @@ def test_a_callers_own_timeout_is_not_taken_for_one_of_the_pools_reasons() -> No
     run(main())
 
 
-def test_an_abort_ends_what_waits_at_once_and_tells_engines_of_the_rest() -> None:
-    async def main() -> None:
-        pool = Pool(per_worker=1)
-        (a,) = engines(pool, 1)
-        tasks = [ask(pool, name) for name in "xyz"]
-        await settled()
-        await pool.abort(["x", "y"])
-        assert a.aborted == [["x"]]
-        x, y = [await task for task in tasks[:2]]
-        assert (x.finish_reason, x.token_ids) == (FinishReason.ABORT, [7])
-        assert (y.finish_reason, y.token_ids) == (FinishReason.ABORT, [])
-        await settled()
-        assert [asked.request.request_id for asked in a.asked] == ["z"]
-        await pool.abort()
-        assert (await tasks[2]).finish_reason is FinishReason.ABORT
-        assert_idle(pool)
-
-    run(main())
-
-
-def test_an_abort_that_came_before_its_request_is_said_again() -> None:
-    class Deaf(HeldEngine):
-        deaf = True
-
-        async def abort(self, request_ids=None):  # type: ignore[no-untyped-def]
-            if self.deaf:
-                self.deaf = False
-            else:
-                await super().abort(request_ids)
-
-    async def main() -> None:
-        pool = Pool()
-        engine = Deaf("http://a:1")
-        pool.add(engine)
-        task = ask(pool, "x")
-        await settled()
-        await pool.abort()
-        await settled()
-        assert not task.done()
-        await asyncio.sleep(SWEEP_S)
-        assert (await task).finish_reason is FinishReason.ABORT
-        assert engine.aborted == [["x"]]
-
-    run(main())
-
-
-def test_an_aborted_request_of_an_engine_that_dies_is_not_made_again() -> None:
-    async def main() -> None:
-        pool = Pool()
-        a, b = engines(pool, 2)
-        a.abort = b.abort = _nothing  # type: ignore[method-assign]
-        task = ask(pool, "x")
-        await settled()
-        await pool.abort(["x"])
-        pool.mark_dead(a.url, "killed")
-        pool.mark_dead(b.url, "killed")
-        assert (await task).finish_reason is FinishReason.ABORT
-        assert_idle(pool)
-
-    run(main())
-
-
-async def _nothing(request_ids: object = None) -> None:
-    pass
-
-
-def test_ten_thousand_aborts_leave_nothing_behind() -> None:
-    async def main() -> None:
-        pool = Pool(per_worker=64, policy="cache_aware")
-        made = engines(pool, 3)
-        for batch in range(10):
-            tasks = [
-                ask(pool, f"{batch}.{i}", prompt=range(i % 50, i % 50 + 40), session=f"{i}")
-                for i in range(1000)
-            ]
-            await settled(3)
-            for i in range(0, 1000, 2):
-                await pool.abort([f"{batch}.{i}"])
-            pool.mark_dead(made[batch % 3].url, "killed")
-            pool.mark_ready(made[batch % 3].url)
-            await settled(5)
-            await pool.abort()
-            while pool.in_flight:
-                await pool.abort()
-                await settled()
-            ended = {(await task).finish_reason for task in tasks}
-            assert ended == {FinishReason.ABORT}
-        assert_idle(pool)
-        assert pool.stats.requests == 10_000
-        assert not any(engine.asked for engine in made)
-        await asyncio.sleep(2 * SWEEP_S)
-        assert len(asyncio.all_tasks()) == 1
-        assert not pool._dispatch._by_name and not pool._dispatch.calls and not pool._aborts._left
-        await pool.close()
-
-    run(main())
-
-
 def test_a_removed_engine_finishes_what_it_has() -> None:
     async def main() -> None:
         pool = Pool(policy="least_loaded")
@@ -499,114 +344,6 @@ def test_twenty_engines_come_and_go_and_every_request_is_answered_once() -> None
         await asyncio.gather(*tasks)
         assert answers == pool.stats.answered == 400
         assert_idle(pool)
-
-    run(main())
-
-
-def test_nothing_is_sent_while_weights_are_on_their_way() -> None:
-    async def main() -> None:
-        pool = Pool()
-        a, b = engines(pool, 2)
-        await pool.pause()
-        task = ask(pool, "x")
-        await settled()
-        assert not a.asked and not b.asked
-        await pool.load(snapshot(3))
-        await pool.resume()
-        await settled()
-        asked = (a.asked or b.asked)[0]
-        asked.finish()
-        await task
-        assert a.said == b.said == ["pause", "load 3", "resume"]
-        assert pool.weight_version == 3
-
-    run(main())
-
-
-def test_an_engine_that_fails_to_load_is_dead_and_the_others_go_on() -> None:
-    async def main() -> None:
-        told: list[str] = []
-        pool = Pool(on_failure=lambda worker, error: told.append(f"{worker.url} {error}"))
-        a, b = engines(pool, 2)
-        a.failing = EngineError("disk full")
-        await pool.pause()
-        await pool.load(snapshot(1))
-        await pool.resume()
-        assert (pool.worker(a.url).state, pool.worker(b.url).state) == ("dead", "ready")
-        assert told == ["http://a:1 disk full"]
-        b.failing = EngineError("disk full")
-        with pytest.raises(EngineError, match="no engine has the weights of version 2: disk full"):
-            await pool.load(snapshot(2))
-
-    run(main())
-
-
-def test_a_load_ends_when_the_engine_that_it_waits_for_is_marked_dead() -> None:
-    async def main() -> None:
-        class Stuck(HeldEngine):
-            async def load_snapshot(self, snapshot):  # type: ignore[no-untyped-def]
-                await asyncio.Event().wait()
-
-        pool = Pool()
-        engines(pool, 1)
-        pool.add(Stuck("http://stuck:1"))
-        loading = asyncio.ensure_future(pool.load(snapshot(1)))
-        await settled()
-        assert not loading.done()
-        pool.mark_dead("http://stuck:1", "does not react")
-        await loading
-        assert pool.worker("http://stuck:1").weight_version is None
-
-    run(main())
-
-
-def test_an_engine_that_comes_back_gets_the_last_weights_before_a_request() -> None:
-    async def main() -> None:
-        pool = Pool(repaired=True)
-        (a,) = engines(pool, 1)
-        pool.mark_dead(a.url, "killed")
-        loading = asyncio.ensure_future(pool.load(snapshot(8)))
-        task = ask(pool, "x")
-        await settled()
-        assert not loading.done()
-        await pool.admit(a.url)
-        await loading
-        await settled()
-        assert a.said == ["load 8", "resume"]
-        a.asked[0].finish(version=8)
-        await task
-        assert pool.worker(a.url).weight_version == 8
-
-    run(main())
-
-
-def test_an_engine_that_died_while_everything_was_paused_does_not_stay_so() -> None:
-    async def main() -> None:
-        pool = Pool(repaired=True)
-        a, b = engines(pool, 2)
-        await pool.pause()
-        a.failing = EngineError("disk full")
-        await pool.load(snapshot(2))
-        await pool.resume()
-        a.failing = None
-        await pool.admit(a.url)
-        assert a.said == ["pause", "load 2", "resume"] and b.said == ["pause", "load 2", "resume"]
-
-    run(main())
-
-
-def test_an_engine_that_says_that_it_has_other_weights_is_not_admitted() -> None:
-    async def main() -> None:
-        class Liar(HeldEngine):
-            async def weight_version(self):  # type: ignore[no-untyped-def]
-                return 2
-
-        pool = Pool(repaired=True)
-        pool.add(Liar("http://liar:1"), ready=False)
-        pool.snapshot = snapshot(3)
-        with pytest.raises(EngineError, match="weights of version 3 and says that it has 2"):
-            await pool.admit("http://liar:1")
-        assert pool.worker("http://liar:1").state == "starting"
 
     run(main())
 
