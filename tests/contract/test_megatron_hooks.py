@@ -1,6 +1,7 @@
 """The user's functions inside Megatron's training: what they are given, and when."""
 
 import json
+import signal
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from dovetail.config.run import RunConfig
 from dovetail.hooks import ArgsView, bind
+from dovetail.run.interrupt import Interrupt
 from dovetail.run.parts import Run
 from dovetail.run.saving import Saving
 from tests.contract.test_megatron_contract import MAKE, alone, groups, models, settings_of
@@ -166,7 +168,8 @@ def test_a_checkpoint_is_told_with_the_export_of_its_step(save_hf, exported, tol
     )
     args = ArgsView(RunConfig(), {}, calls=[])
     run = object.__new__(Run)
-    run.policy, run.reporter = object(), Told()
+    run.policy, run.reporter, run.interrupt = object(), Told(), Interrupt()
+    run.interrupt.signum = signal.SIGTERM
     run.config = RunConfig.model_validate({"checkpoint": {"save_hf": save_hf}})
     run.exported = None if exported is None else Path(exported)
     run.after_save = bind("custom_megatron_post_save_hook", f"{file}:after", args)
