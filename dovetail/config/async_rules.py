@@ -34,13 +34,15 @@ def async_rules(config: RunConfig) -> Iterator[str]:
             f"max_lag {lag} lets generation go on during training, and loss_type 'sft_loss' "
             f"generates nothing; {cure('max_lag', 0)}"
         )
-    if lag and config.runtime.mode == "colocated":
+    mode = config.runtime.mode
+    if lag and mode == "colocated":
         yield (
             f"max_lag {lag} needs engines that generate while the trainer trains, and under mode "
             f"'colocated' they take turns on the same devices; {cure('max_lag', 0)}, or "
             f"{cure('mode', 'disaggregated')}"
         )
-    elif lag and (config.runtime.trainer_rests or config.runtime.engines_rest):
+    rests = config.runtime.trainer_rests or config.runtime.engines_rest
+    if lag and mode == "disaggregated" and rests:
         leaf = "offload_train" if config.runtime.trainer_rests else "offload_rollout"
         yield (
             f"max_lag {lag} has trainer and engines work at the same time, and {leaf} lets one of "

@@ -2,6 +2,7 @@
 
 import pytest
 
+from dovetail.config.async_rules import async_rules
 from dovetail.config.check import check
 from dovetail.config.notes import notes
 from dovetail.config.resolve import resolve
@@ -9,6 +10,7 @@ from dovetail.hooks.args_view import ArgsView
 from dovetail.types.errors import ConfigError
 
 LAG = ["--max-lag", "1"]
+APART = ["--mode", "disaggregated"]
 
 
 @pytest.mark.parametrize(
@@ -16,6 +18,11 @@ LAG = ["--max-lag", "1"]
     [
         ([*LAG, "--loss-type", "sft_loss"], r"generates nothing; --max-lag 0"),
         ([*LAG, "--colocate"], r"take turns on the same devices.*--mode disaggregated"),
+        (
+            [*LAG, *APART, "--offload-train"],
+            r"lets one of them rest; --no-offload-train.*--max-lag 0",
+        ),
+        ([*LAG, *APART, "--offload-rollout"], r"and offload_rollout lets.*--no-offload-rollout"),
         ([*LAG, "--update-weights-interval", "3"], r"2 steps old.*--max-lag 2"),
         (["--update-weights-interval", "2"], r"1 steps old, max_lag allows 0"),
         (["--custom-async-data-buffer-path", "a.b"], r"never called.*--max-lag 1"),
@@ -24,6 +31,14 @@ LAG = ["--max-lag", "1"]
 def test_ways_of_generating_ahead_that_can_not_be(flags: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check(resolve([], flags).config)
+
+
+@pytest.mark.parametrize("leaf", ["offload-train", "offload-rollout"])
+def test_a_side_that_rests_is_refused_with_a_lag_alone_and_only_where_it_would_rest(
+    leaf: str,
+) -> None:
+    for flags in ([*LAG, f"--{leaf}"], [*APART, f"--{leaf}"], [*LAG, *APART, f"--no-{leaf}"]):
+        assert list(async_rules(resolve([], flags).config)) == []
 
 
 def test_the_names_of_miles_are_ours() -> None:
