@@ -56,6 +56,11 @@ def _problems(flags: str) -> list[str]:
             f"{APART} --rollout-engine vllm --rollout-num-gpus-per-engine 8 --num-gpus-per-node 4",
             "rollout_num_gpus_per_engine 8 is above the 4 devices of a node",
         ),
+        (f"{APART} --debug-rollout-only", "'disaggregated' is about where the trainer's ranks"),
+        (
+            "--colocate --debug-rollout-only",
+            "debug_rollout_only trains nothing, and mode 'colocated'",
+        ),
         (f"{FOUR} --rollout-num-engines 5", "colocated engines are to have 5 devices"),
         (
             f"{FOUR} --rollout-engine vllm --rollout-external-engine-addrs h:1",
@@ -72,6 +77,7 @@ def test_what_does_not_come_out_even_is_told_with_its_numbers(flags: str, expect
     "flags",
     [
         "--tensor-model-parallel-size 3 --rollout-num-gpus-per-engine 2",
+        "--debug-rollout-only",
         f"{FOUR} --tensor-model-parallel-size 2 --sequence-parallel --dp-replicate-size 2",
         f"{EIGHT} --expert-model-parallel-size 8 --tensor-model-parallel-size 2 "
         "--sequence-parallel --expert-tensor-parallel-size 1",
