@@ -250,10 +250,16 @@ async def wait_until_ready(
             raise EngineError(
                 f"{process.name} did not answer within {timeout_s:.0f} s of its start "
                 "(--engine-start-timeout-s, TOML: engine.engine_start_timeout_s); "
-                + process.end_of_log
+                + await _end_of_log(process)
             )
         await asyncio.sleep(_LOOK_SELDOM_S)
-    raise EngineError(f"{process.name} did not start: {process.ending}; {process.end_of_log}")
+    end = await _end_of_log(process)
+    raise EngineError(f"{process.name} did not start: {process.ending}; {end}")
+
+
+async def _end_of_log(process: Started) -> str:
+    """Another machine may take its time to tell."""
+    return await asyncio.to_thread(lambda: process.end_of_log)
 
 
 def _meant(error: str, usage: str) -> str:

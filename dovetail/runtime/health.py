@@ -5,7 +5,8 @@ anew, given the current weights, and let in again.
       ^                                                                  |  ended, back-off
       +---- pool.admit: weights of now, version asked back <---- started-+
 
-With `repairs` off the first death is the end of the run.
+With `repairs` off the first death is the end of the run. A process may be on another machine that
+does not answer: whatever asks it does so in a thread, never on the loop.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class Member:
             return await self.engine.healthy(look_s)
 
         if self.process is not None:
-            self.process.start()
+            await _elsewhere(self.process.start)
             await self.process.wait_ready(reacts, timeout_s)
             return
         deadline = time.monotonic() + timeout_s
@@ -116,15 +117,8 @@ class Member:
     async def condition(self) -> str:
         """Why it may not answer yet: how a look at it ends, its process, the end of its log."""
         said = [await identify.condition(self.engine.url, self.engine.token, _LATE_LOOK_S)]
-        process = self.process
-        if process is not None:
-            pids = process.pids
-            said.append(f"process {pids[0]} runs" if pids else process.ending)
-            if pids and process.stopped:
-                said[-1] = f"process {pids[0]} stands still (SIGSTOP)"
-            lines = [line.strip() for line in process.log_tail.splitlines() if line.strip()]
-            last = lines[-1][:_LINE] if lines else "(empty)"
-            said.append(f"the last line of its log {process.log_file}: {last}")
+        if self.process is not None:
+            said += await asyncio.to_thread(_seen, self.process)
         return "; ".join(said)
 
 
@@ -241,7 +235,7 @@ class Supervisor:
         process, looked = member.process, time.monotonic()
         while process is None or process.alive:
             if process is not None and time.monotonic() - looked >= self._stop_look_s:
-                if process.stopped:
+                if await asyncio.to_thread(lambda: process.stopped):
                     return "it stands still (SIGSTOP)"
                 looked = time.monotonic()
             await asyncio.sleep(_TICK_S)
@@ -300,7 +294,7 @@ class Supervisor:
         if worker.answered > member.answered:
             member.vain_starts = 0
         if member.vain_starts >= MOST_STARTS:
-            self._give_up(member, _of_no_use(member, worker))
+            self._give_up(member, await asyncio.to_thread(_of_no_use, member, worker))
             return False
         while True:
             await asyncio.sleep(_rest_s(member.vain_starts))
@@ -344,6 +338,28 @@ class Supervisor:
         said = f"no engine is left; {member.name} did not come back: {error}"
         self.pool.give_up(said)
         self._on_fatal(EngineError(said))
+
+
+def _seen(process: Server) -> list[str]:
+    """Of a process, as far as it can be asked."""
+    pids = process.pids
+    state = f"process {pids[0]} runs" if pids else process.ending
+    if pids and process.stopped:
+        state = f"process {pids[0]} stands still (SIGSTOP)"
+    lines = [line.strip() for line in process.log_tail.splitlines() if line.strip()]
+    last = lines[-1][:_LINE] if lines else "(empty)"
+    return [state, f"the last line of its log {process.log_file}: {last}"]
+
+
+async def _elsewhere(start: Callable[[], None]) -> None:
+    """Start a process without holding up the loop; who is cancelled waits until there is something
+    to end."""
+    starting = asyncio.ensure_future(asyncio.to_thread(start))
+    try:
+        await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await asyncio.wait({starting})
+        raise
 
 
 def _of_no_use(member: Member, worker: Worker) -> EngineError:

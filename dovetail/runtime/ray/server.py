@@ -300,19 +300,22 @@ class RemoteSeat:
         return self._actor.call.remote(name, *given)
 
     def ask(self, name: str, *given: Any, timeout_s: float = _ASK_S) -> Any:
-        """What the actor answers.
+        """What the actor answers; the calling thread waits, so it must not be an event loop's.
 
         Raises:
             EngineError: it is gone, does not answer in time, or could not do it.
         """
         import ray
 
+        asked = self._actor
         try:
             answer: Answer = ray.get(self.begin(name, *given), timeout=timeout_s)
         except ray.exceptions.GetTimeoutError as error:
             raise EngineError(f"{self._stage.name}: no answer in {timeout_s:.0f} s") from error
         except ray.exceptions.RayError as error:
-            self.drop()
+            # Another thread may have started the next one meanwhile.
+            if self._actor is asked:
+                self.drop()
             raise EngineError(f"{self._stage.name}: its actor is gone: {error}") from error
         if not answer.good:
             raise EngineError(str(answer.error or answer.failure))

@@ -91,3 +91,37 @@ def test_the_token_of_an_engine_is_in_no_flag_and_no_text() -> None:
     assert "secret" not in f"{settings} {spec} {spec.argv}"
     plain = launch(LaunchSettings(Path("model"), 4000, 64, "python"))
     assert "--router-token-env" not in plain.argv and TOKEN_ENV not in plain.env
+
+
+def test_a_late_answer_of_an_actor_that_is_gone_leaves_the_next_one_alone(ray: Any) -> None:
+    bundles = Bundles([""], has_gpus=False)
+    seat: Any = RemoteSeat(bundles, [Place(0, "node", "127.0.0.1")], Stage("seat", "", (), ""))  # type: ignore[arg-type]
+    seat.hold()
+
+    def gone(answer: Any, timeout: float | None = None) -> Any:
+        ray.get = lambda answer, timeout=None: answer
+        seat.drop()
+        seat.hold()  # As another thread does meanwhile.
+        raise OSError("the actor died")
+
+    ray.get = gone
+    with pytest.raises(EngineError, match="actor is gone"):
+        seat.ask("facts")
+    assert seat.ask("reserve", 0) == 4000
+
+
+def test_an_actor_that_is_gone_is_asked_no_more(ray: Any) -> None:
+    bundles = Bundles([""], has_gpus=False)
+    seat: Any = RemoteSeat(bundles, [Place(0, "node", "127.0.0.1")], Stage("seat", "", (), ""))  # type: ignore[arg-type]
+    seat.hold()
+
+    def gone(answer: Any, timeout: float | None = None) -> Any:
+        raise OSError("the actor died")
+
+    ray.get = gone
+    with pytest.raises(EngineError, match="actor is gone"):
+        seat.ask("facts")
+    calls = len(bundles.calls)
+    with pytest.raises(EngineError, match="is gone"):
+        seat.ask("facts")
+    assert len(bundles.calls) == calls
