@@ -34,10 +34,10 @@ import torch
 
 from dovetail.transport.chain import arriving
 from dovetail.transport.hand_over import handed_over
-from dovetail.transport.place import MEETINGS, Wanted
+from dovetail.transport.place import Wanted
 from dovetail.transport.receive import SnapshotReader
 from dovetail.transport.sender import Sender, make_sender
-from dovetail.types.weights import Snapshot
+from dovetail.types.weights import MEETINGS, Snapshot
 
 WAYS = ("shared_memory", "cuda_ipc", "broadcast", "disk", "delta")
 UNCOUNTED = 2

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from dovetail.config.leaves import cure
 from dovetail.config.run import RunConfig
+from dovetail.types.weights import MEETINGS
 
-_MEETINGS = ("broadcast", "cuda_ipc")
 _OF_FILES = (
     "custom_update_weight_post_write_path",
     "sglang_custom_pull_weights_pre_read_hook",
@@ -40,7 +40,7 @@ def weight_rules(config: RunConfig) -> Iterator[str]:
             f"others; {cure('weight_transport', 'broadcast')}"
         )
     given = [leaf for leaf in _OF_FILES if getattr(hooks, leaf)]
-    if given and own.weight_transport in _MEETINGS:
+    if given and own.weight_transport in MEETINGS:
         yield (
             f"{given[0]} is about files, and weight_transport '{own.weight_transport}' writes "
             f"none; {cure('weight_transport', 'disk')}"
@@ -74,7 +74,7 @@ def _one_machine(config: RunConfig) -> bool:
 
 def _places(config: RunConfig) -> Iterator[str]:
     own = config.engine
-    if own.update_weight_disk_dir is not None or own.weight_transport in _MEETINGS:
+    if own.update_weight_disk_dir is not None or own.weight_transport in MEETINGS:
         return
     if own.weight_transport == "disk":
         yield (
@@ -93,7 +93,7 @@ def _places(config: RunConfig) -> Iterator[str]:
 def _foreign(config: RunConfig) -> Iterator[str]:
     own = config.engine
     kind = {"vllm": "vLLM", "sglang": "SGLang"}[own.rollout_engine]
-    if own.weight_transport in _MEETINGS:
+    if own.weight_transport in MEETINGS:
         yield (
             f"{kind} takes no weights by {own.weight_transport} here, only as files; "
             f"{cure('weight_transport', 'auto')}, or {cure('rollout_engine', 'embedded')}"
@@ -116,7 +116,7 @@ def weight_notes(config: RunConfig) -> Iterator[str]:
     own = config.engine
     if not apart(config):
         return
-    if own.weight_transport in _MEETINGS:
+    if own.weight_transport in MEETINGS:
         if own.update_weight_disk_dir is not None:
             yield (
                 f"update_weight_disk_dir {own.update_weight_disk_dir} does nothing: "

@@ -30,9 +30,8 @@ from dovetail.runtime.ray.group import TrainerGroup, staged
 from dovetail.runtime.ray.placement import Place, Placement
 from dovetail.runtime.ray.server import RemoteSeat
 from dovetail.runtime.turns import Turns
-from dovetail.transport.place import MEETINGS
 from dovetail.types.errors import ConfigError, EngineError
-from dovetail.types.weights import Snapshot
+from dovetail.types.weights import MEETINGS, Snapshot
 
 if TYPE_CHECKING:
     from dovetail.run.build import Parts

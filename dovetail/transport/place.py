@@ -27,8 +27,6 @@ from dovetail.types.errors import ConfigError
 
 Transport = Literal["auto", "shared_memory", "cuda_ipc", "broadcast", "disk"]
 
-MEETINGS = ("broadcast", "cuda_ipc")
-"""Transports by which engines meet rank 0: nothing lies anywhere."""
 SHARED_MEMORY = Path("/dev/shm")
 MANIFEST = "dovetail_weights.json"
 COMMON = "common"

@@ -20,11 +20,11 @@ from dovetail.transport.buckets import Sending, send_all
 from dovetail.transport.delta import DeltaStore
 from dovetail.transport.handles import HandleSending
 from dovetail.transport.meeting import PATIENCE_S, Host, Table
-from dovetail.transport.place import MEETINGS, Wanted
+from dovetail.transport.place import Wanted
 from dovetail.transport.snapshot import SnapshotStore
 from dovetail.transport.tensor_files import NamedTensors
 from dovetail.types.errors import BrokenUpdateError, EngineError
-from dovetail.types.weights import Snapshot
+from dovetail.types.weights import MEETINGS, Snapshot
 
 log = logging.getLogger(__name__)
 

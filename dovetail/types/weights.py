@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+MEETINGS = ("broadcast", "cuda_ipc")
+"""Transports by which engines meet the trainer's rank 0, so that nothing lies anywhere."""
+
 
 @dataclass(frozen=True, slots=True)
 class Meeting:
     """Where engines meet the trainer's rank 0, to be given weights hand to hand."""
 
     transport: str
-    """`broadcast` or `cuda_ipc`."""
+    """One of `MEETINGS`."""
     host: str
     port: int
     name: str
