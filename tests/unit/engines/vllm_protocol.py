@@ -6,6 +6,12 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
+from dovetail.engines.launch import ClientSettings
+from dovetail.engines.vllm.client import make_client
+from dovetail.types.calls import GenerateRequest, SamplingParams
+
+GENERATE = "/inference/v1/generate"
+
 
 def answer(ids, *, version="default", reason="stop", **changes):
     """What vLLM 0.32 answers to `/inference/v1/generate`."""
@@ -75,3 +81,32 @@ def error(message, status=500):
 async def never(body):
     """No answer at all."""
     await asyncio.Event().wait()
+
+
+def run(work, **settings):
+    """`await work(client, server)` with a client and the server that it asks."""
+
+    async def everything():
+        async with protocol_server() as server:
+            known = {"max_context_len": 64, "vocab_size": 101, "request_timeout_s": 20.0}
+            client = make_client(server.url, ClientSettings(**{**known, **settings}))
+            try:
+                return await asyncio.wait_for(work(client, server), 30)
+            finally:
+                await client.close()
+
+    return asyncio.run(everything())
+
+
+def ask(name="r", prompt=(5, 6, 7), num_generated=0, **sampling):
+    experts = sampling.pop("return_routed_experts", False)
+    params = SamplingParams(**{"max_new_tokens": 4, **sampling})
+    return GenerateRequest(name, tuple(prompt), params, num_generated, experts)
+
+
+def generate(reply, request=None, **settings):
+    async def work(client, server):
+        server.answers[GENERATE] = reply
+        return await client.generate(request or ask())
+
+    return run(work, **settings)
