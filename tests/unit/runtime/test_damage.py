@@ -9,15 +9,7 @@ import pytest
 
 from dovetail.types.errors import EngineError
 from dovetail.weights.publish import publish
-from tests.unit.runtime.test_fleet import (
-    Place,
-    first_lines,
-    place,  # noqa: F401 (a fixture)
-    request,
-    run,
-    until,
-    weights,
-)
+from tests.unit.runtime.places import Place, first_lines, request, run, until, weights
 
 
 def damage(directory: Path) -> None:
@@ -25,7 +17,7 @@ def damage(directory: Path) -> None:
     os.truncate(file, file.stat().st_size - 4)
 
 
-def test_damaged_weights_end_a_run_at_once_by_their_name(place: Place) -> None:  # noqa: F811
+def test_damaged_weights_end_a_run_at_once_by_their_name(place: Place) -> None:
     async def work() -> None:
         fleet = place.fleet(place.quick())
         await fleet.start(place.path)
@@ -50,7 +42,7 @@ def test_damaged_weights_end_a_run_at_once_by_their_name(place: Place) -> None: 
 
 
 def test_an_engine_that_died_waits_for_the_next_weights_where_these_are_damaged(
-    place: Place,  # noqa: F811
+    place: Place,
 ) -> None:
     async def work() -> None:
         fleet = place.fleet(place.quick(0), place.quick(1))
