@@ -49,15 +49,16 @@ def tell_notes(resolved: Resolved, more: Iterable[str] = ()) -> None:
         sys.stderr.write(f"note: {note}\n")
 
 
-def show_plan(config: RunConfig) -> int:
-    """Write who gets which devices, and the memory that each is expected to need.
+def show_plan(config: RunConfig, first: str = "") -> int:
+    """Write who gets which devices, and the memory that each is expected to need; `first` before
+    it, if the plan can be.
 
     Raises:
         ConfigError: the plan can't be.
     """
     from dovetail.run.planned import planned
 
-    sys.stdout.write(planned(config))
+    sys.stdout.write(first + planned(config))
     return 0
 
 

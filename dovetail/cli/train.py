@@ -31,8 +31,7 @@ def train(argv: list[str]) -> int:
     validate_cluster(resolved.config)
     tell_notes(resolved, validate_launch(resolved.config, resolved.passthrough))
     if _DRY_RUN in argv:
-        sys.stdout.write("ok: these settings can work together\n")
-        return show_plan(resolved.config)
+        return show_plan(resolved.config, "ok: these settings can work together\n")
     from dovetail.run.train import run_training
 
     return run_training(resolved).exit_code

@@ -35,6 +35,7 @@ from dovetail.run.engines import make_fleet, weights_of
 from dovetail.run.faults import raise_if_overdue
 from dovetail.run.held_out import load_eval_sets
 from dovetail.run.interrupt import Interrupt
+from dovetail.run.megatron import check_device
 from dovetail.run.models import Models
 from dovetail.run.parts import Run
 from dovetail.run.policy import LocalPolicy, Policy
@@ -190,6 +191,8 @@ class Parts:
         """The cluster, in the modes that have one; nothing of it is started."""
         if self.plan.mode == "local":
             return None
+        if self.config.trainer.train_backend == "megatron":
+            check_device(self.plan.device, "custom_megatron_init" in self.hooks)
         from dovetail.run.on_ray import OnRay
 
         return OnRay(self.config, self.plan)

@@ -10,9 +10,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from dovetail.config.leaves import cure
 from dovetail.config.passthrough import handed
 from dovetail.trainers.megatron.passed import check
-from dovetail.types.errors import MissingExtraError
+from dovetail.types.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
     from dovetail.run.training import TrainerParts
@@ -37,6 +38,20 @@ def check_megatron(passthrough: Mapping[str, Any]) -> None:
             "pip install 'dovetail-rl[megatron]'"
         )
     check(handed(passthrough, PREFIX))
+
+
+def check_device(device: str, answers: bool) -> None:
+    """Refuse ranks on which megatron-core could not make a layer; `answers`: a function of the
+    user's may answer for CUDA.
+
+    Raises:
+        ConfigError: there are no GPUs.
+    """
+    if not device.startswith("cuda") and not answers:
+        raise ConfigError(
+            "train_backend 'megatron' needs GPUs, for megatron-core asks CUDA where it means the "
+            f"device, and here ranks are processes on a CPU; {cure('train_backend', 'torch')}"
+        )
 
 
 def load_offline() -> ModuleType:

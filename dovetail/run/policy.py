@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dovetail.checkpoint import hf
 from dovetail.checkpoint.hf_export import save_hf_tensors
+from dovetail.config.leaves import cure
 from dovetail.run.training import export_critic
 from dovetail.types import CheckpointError
 
@@ -231,9 +232,9 @@ class RemotePolicy:
         """
         if POLICY not in checkpoint.written:
             raise CheckpointError(
-                f"{checkpoint.path} is of a run in mode local, whose state ranks do not read: "
-                "`dovetail convert` makes a Hugging Face directory of it, to start from with "
-                "--hf-checkpoint (TOML: model.hf_checkpoint)"
+                f"{checkpoint.path} is of a run in mode local, whose state ranks do not read; go "
+                f"on with {cure('mode', 'local')}, or begin with its weights: `dovetail convert "
+                f"{checkpoint.path} DIR`, then {cure('hf_checkpoint', 'DIR')} without --load"
             )
         self.group.load_from(checkpoint.directory(POLICY), checkpoint.written[POLICY])
 

@@ -5,7 +5,7 @@ devices, printable before a run.
                             | engine 0   engine 1  |
     disaggregated    node 0 | trainer 0  trainer 1 | engine 0  engine 1 |
 
-Trainers, engines and user code never see the mode; only `run/build.py` reads the plan. A device is
+Trainers, engines and user code never see the mode; only `run/` reads the plan. A device is
 a GPU, or on a machine without GPUs a process on its CPU.
 """
 
