@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,6 +22,8 @@ from dovetail.types import FinishReason, GenerateRequest, GenerateResult, Sampli
 from dovetail.types.calls import VersionSpan
 from tests.unit.router.asgi import Answered, ask
 
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+HELLO = [{"role": "user", "content": "hello"}]
 END = "<|im_end|>"
 CHATML = (
     "{% if tools %}[{% for t in tools %}{{ t.function.name }}{% endfor %}]{% endif %}"
@@ -176,3 +178,19 @@ async def talking(
     world = World(Talker(lines, seed, template), SessionSettings(**settings))
     world.bridge.loop = asyncio.get_running_loop()
     yield world
+
+
+def in_world(
+    lines: list[str], work: Callable[[World, str], Awaitable[Any]], **settings: Any
+) -> Any:
+    async def run() -> Any:
+        async with talking(lines, **settings) as world:
+            return await work(world, await world.open())
+
+    return asyncio.run(run())
+
+
+async def samples_of(world: World, session_id: str, **more: Any) -> list[dict[str, Any]]:
+    answered = await world.ask("POST", f"/sessions/{session_id}/samples", more)
+    assert answered.status == 200, answered.body
+    return list(answered.json["samples"])
