@@ -106,7 +106,7 @@ def engine_memory(
     engine's part of a step needs when all its responses are as long as they may be.
     """
     size = config.runtime.rollout_num_gpus_per_engine if plan.mode != "local" else 1
-    shares = plan.shares_tensors
+    shares = plan.shares_tensors and not plan.has_copy
     weights = 0.0 if shares else count.total * _element(config) / size
     kv_share = min(size, shape.kv_heads or size)
     per_token = (shape.kv_elements or 0) * _element(config) / kv_share

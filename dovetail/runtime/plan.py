@@ -88,7 +88,10 @@ class Plan:
     num_threads: int
     """CPU threads for tensor work of one machine."""
     shares_tensors: bool
-    """True: engine and trainer read the same parameters, and publishing copies nothing."""
+    """True: engine and trainer are in one process and read the same parameters, so that publishing
+    copies nothing; but for `has_copy`."""
+    has_copy: bool = False
+    """True: the engine of this process has a copy of them, and generates while they change."""
     layout: Layout = ALONE
     nodes: tuple[int, ...] = (1,)
     """Devices of each node that is used."""
@@ -101,6 +104,8 @@ class Plan:
         """One line for a person."""
         if self.mode == "local":
             where = f"{self.device}, {self.num_threads} threads"
+            if self.has_copy:
+                return f"local: one process on {where}, the engine on a copy of the weights"
             if self.shares_tensors:
                 return f"local: one process on {where}, engine and trainer share their tensors"
             return f"local: trainer on {where}; engines in other processes, with own tensors"
@@ -182,6 +187,7 @@ def _local(config: RunConfig, device: str, threads: int) -> Plan:
         device=device,
         num_threads=threads,
         shares_tensors=not apart,
+        has_copy=not apart and config.collects_ahead,
         trainer_ranks=(TrainerRank(0, here, Coordinates()),),
         engines=tuple(
             PlannedEngine(index, (here,), shares_tensors=not apart)

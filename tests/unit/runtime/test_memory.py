@@ -103,6 +103,9 @@ def test_an_engine_that_shares_tensors_has_no_weights_of_its_own() -> None:
     config = _config("--engine-kv-tokens 10 --dtype float32")
     made = engine_memory(config, plan(config, Cluster()), SHAPE, COUNT)
     assert made == Memory(kv_cache=10 * 640)
+    config = _config("--engine-kv-tokens 10 --dtype float32 --max-lag 1")
+    ahead = engine_memory(config, plan(config, Cluster()), SHAPE, COUNT)
+    assert ahead == Memory(weights=COUNT.total * 4, kv_cache=10 * 640)
 
 
 def test_those_who_take_turns_need_the_larger_of_both() -> None:

@@ -27,6 +27,11 @@ def test_local_is_one_process_that_shares_its_tensors() -> None:
     assert [one.rank for one in made.trainer_ranks] == [0]
     assert made.device == "cpu"
     assert _plan("", Cluster(has_cuda=True)).device == "cuda:0"
+    ahead = _plan("--num-threads 2 --max-lag 1")
+    assert (
+        ahead.describe()
+        == "local: one process on cpu, 2 threads, the engine on a copy of the weights"
+    )
     apart = _plan("--rollout-num-engines 2")
     assert not apart.shares_tensors and len(apart.engines) == 2
 
