@@ -24,7 +24,7 @@ from dovetail.trainers.megatron.hooks import MegatronHooks
 from dovetail.trainers.megatron.layout import plan_lines
 from dovetail.trainers.megatron.line import Line, idle_line, line_of
 from dovetail.trainers.megatron.optim import Optimizer
-from dovetail.trainers.megatron.parallel import Ranks, join, seed_layers
+from dovetail.trainers.megatron.parallel import Ranks, all_ranks, join, seed_layers
 from dovetail.trainers.megatron.passes import Passes
 from dovetail.trainers.megatron.routing import Replay
 from dovetail.trainers.memory import Stowed
@@ -151,7 +151,7 @@ class MegatronBackend:
 
     def routing_metrics(self) -> dict[str, float]:
         """See `Replay.take_metrics`."""
-        return {} if self.replay is None else self.replay.take_metrics()
+        return {} if self.replay is None else self.replay.take_metrics(all_ranks())
 
     def logprobs(
         self, batches: Iterable[MicroBatch], idle: int = 0, *, reference: bool = False
@@ -168,7 +168,7 @@ class MegatronBackend:
             self.hooks.before_logprobs(passes.chunks, "ref_" if reference else "")
         found = passes.logprobs(lines)
         if self.replay is not None and not reference:
-            self.replay.share()
+            self.replay.share(all_ranks())
         yield from (
             values for values, line in zip(found, lines, strict=True) if line.batch is not None
         )

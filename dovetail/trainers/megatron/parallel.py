@@ -119,13 +119,18 @@ def _check_sizes(config: TrainerConfig, world: int) -> None:
             )
 
 
+def all_ranks() -> DataParallel:
+    """Every rank, each with a piece of its own."""
+    return DataParallel(group=dist.group.WORLD)
+
+
 def _data_parallel() -> DataParallel:
     """Every rank whose place among the tensor and context parallel ones is this one's."""
     place = [
         parallel_state.get_tensor_model_parallel_rank(),
         parallel_state.get_context_parallel_rank(),
     ]
-    places = DataParallel(group=dist.group.WORLD).told(place)
+    places = all_ranks().told(place)
     own = None
     for one in sorted(set(map(tuple, places))):
         members = [rank for rank, its in enumerate(places) if tuple(its) == one]
