@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from dovetail.engines.process import processes_below
 
@@ -57,7 +58,14 @@ def serving(run_dir: Path, engine: int) -> int:
 
 @contextlib.contextmanager
 def two_nodes() -> Iterator[str]:
-    """A Ray cluster of two raylets on this machine; its address."""
+    """As `two_raylets`; its address."""
+    with two_raylets() as (cluster, _second):
+        yield str(cluster.address)
+
+
+@contextlib.contextmanager
+def two_raylets() -> Iterator[tuple[Any, Any]]:
+    """A Ray cluster of two raylets on this machine, and the second of them."""
     from dovetail.runtime.ray.cluster import import_ray
 
     import_ray(alone=True)
@@ -66,8 +74,8 @@ def two_nodes() -> Iterator[str]:
     sizes = {"num_cpus": 4, "object_store_memory": 256 << 20, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=sizes)
     try:
-        cluster.add_node(num_cpus=4, object_store_memory=256 << 20)
+        second = cluster.add_node(num_cpus=4, object_store_memory=256 << 20)
         cluster.wait_for_nodes()
-        yield str(cluster.address)
+        yield cluster, second
     finally:
         cluster.shutdown()

@@ -50,6 +50,8 @@ class OnRay:
         self._token = secrets.token_urlsafe(32)
         self._placement: Placement | None = None
         self._places: dict[Device, Place] = {}
+        self._rank_places: list[Place] = []
+        """Where ranks were started last: elsewhere than planned once a node is lost."""
         self._seats: dict[int, RemoteSeat] = {}
         self._logs: Path | None = None
 
@@ -119,9 +121,13 @@ class OnRay:
 
         def where() -> tuple[Placement, list[Place]]:
             assert self._placement is not None, "the cluster is open"
-            return self._placement, [self._places[rank.device] for rank in ranks]
+            before = self._rank_places or [self._places[rank.device] for rank in ranks]
+            nodes = [rank.node for rank in ranks]
+            self._rank_places = self._placement.standing(before, nodes)
+            return self._placement, self._rank_places
 
-        group = TrainerGroup(where, self._stage, job, check)
+        patience_s = 60 * self._config.trainer.distributed_timeout_minutes
+        group = TrainerGroup(where, self._stage, job, check, patience_s)
         runtime, fleet = self._config.runtime, parts.fleet
         self.turns = Turns(
             group if runtime.trainer_rests else None, fleet if runtime.engines_rest else None
@@ -131,7 +137,7 @@ class OnRay:
 
     def _address_for_engines(self) -> str | None:
         """Of rank 0, where some engine is on another machine."""
-        own = self._places[self._plan.trainer_ranks[0].device].address
+        own = self._rank_places[0].address
         others = {self.host(engine) for engine in range(len(self._plan.engines))}
         return own if others - {own} else None
 

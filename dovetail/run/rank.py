@@ -80,6 +80,9 @@ class RankWorker:
 
     # Meeting
 
+    def there(self) -> None:
+        """Answer: this process runs."""
+
     def invite(self, address: str) -> int:
         """Listen, on rank 0, for the others. Gives the port."""
         own = dist.TCPStore(

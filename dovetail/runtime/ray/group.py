@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dovetail.config.leaves import cure
 from dovetail.runtime.ray.actor import Answer, Holder, Stage
 from dovetail.runtime.ray.placement import Place, Placement
 from dovetail.types.errors import DovetailError, TrainerLostError, TrainError
@@ -43,6 +44,7 @@ class TrainerGroup:
         stage: what each process needs, by its name.
         job: what each rank is told: `run.rank.Job`, as plain data; asked at each start.
         check: called now and then while ranks work; may raise where waiting on is of no use.
+        meet_timeout_s: longest wait for all processes to be there and to have met.
     """
 
     def __init__(
@@ -51,8 +53,10 @@ class TrainerGroup:
         stage: Callable[[str], Stage],
         job: Callable[[], Mapping[str, Any]],
         check: Callable[[], object] = lambda: None,
+        meet_timeout_s: float = math.inf,
     ) -> None:
         self._where, self._stage, self._job, self._check = where, stage, job, check
+        self._meet_timeout_s = meet_timeout_s
         self._actors: list[Any] = []
         self.changed = False
         """Whether the latest `train` has changed the weights, as far as can be known."""
@@ -69,6 +73,7 @@ class TrainerGroup:
 
         Raises:
             DovetailError: what a rank raised; none of them is left.
+            TrainerLostError: they are not there, or have not met, in time.
         """
         placement, places = self._where()
         job = dict(self._job())
@@ -79,8 +84,12 @@ class TrainerGroup:
             for rank, place in enumerate(places)
         ]
         address = places[0].address
-        (port,) = self._ask("invite", address, ranks=[0])
-        self._ask("meet", address, port)
+        deadline = time.monotonic() + self._meet_timeout_s
+        # A call waits for its process, and that for its place.
+        self._ask("there", deadline=deadline)
+        (port,) = self._ask("invite", address, ranks=[0], deadline=deadline)
+        # Ranks wait for one another as long, and their own error says more.
+        self._ask("meet", address, port, deadline=deadline + self._meet_timeout_s + _OTHERS_S)
         self._ask("build")
 
     def restart(self) -> None:
@@ -182,14 +191,20 @@ class TrainerGroup:
 
     # Asking
 
-    def _ask(self, name: str, *given: Any, ranks: Sequence[int] | None = None) -> list[Any]:
-        """What each rank answers, in their order."""
+    def _ask(
+        self,
+        name: str,
+        *given: Any,
+        ranks: Sequence[int] | None = None,
+        deadline: float = math.inf,
+    ) -> list[Any]:
+        """What each rank answers, in their order; nobody is waited for after `deadline`."""
         if not self._actors:
             raise TrainerLostError("the trainer's processes are gone")
         asked = range(len(self._actors)) if ranks is None else ranks
         pending = {self._actors[rank].call.remote(name, *given): rank for rank in asked}
         try:
-            answers = self._answers(pending)
+            answers = self._answers(pending, deadline)
         except BaseException:
             self.changed = True
             self.kill()
@@ -201,7 +216,7 @@ class TrainerGroup:
             self._failed(name, answers)
         return [answers[rank].value for rank in asked]
 
-    def _answers(self, pending: dict[Any, int]) -> dict[int, Answer]:
+    def _answers(self, pending: dict[Any, int], latest: float) -> dict[int, Answer]:
         """By rank. Once one has failed, those that answer within a moment."""
         import ray
 
@@ -215,7 +230,18 @@ class TrainerGroup:
                 if not answers[rank].good:
                     deadline = min(deadline, time.monotonic() + _OTHERS_S)
             self._check()
+            if pending and time.monotonic() > latest:
+                raise self._late(sorted(pending.values()))
         return answers
+
+    def _late(self, ranks: Sequence[int]) -> TrainerLostError:
+        who = f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+        logs = ", ".join(self._stage(_name(rank)).log_file for rank in ranks[:_MOST_NAMED])
+        return TrainerLostError(
+            f"trainer {who} of {len(self._actors)} did not answer within "
+            f"{self._meet_timeout_s:g} s of the start: a node is lost or has no room for it, "
+            f"or is slow; logs: {logs}; {cure('distributed_timeout_minutes', 'N')} waits longer"
+        )
 
     def _answer(self, rank: int, ref: Any) -> Answer:
         import ray

@@ -6,12 +6,12 @@ out what it has, so that two cores suffice for any number of ranks and engines i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dovetail.runtime.ray.cluster import LOOPBACK, Cluster
-from dovetail.types.errors import ConfigError
+from dovetail.types.errors import ConfigError, TrainError
 
 SLIVER = 0.01
 """Of a CPU: what a process of ours asks for where it does not compute on GPUs."""
@@ -28,10 +28,12 @@ class Place:
     """Ray's id of the node."""
     address: str
     """Of the node."""
+    group: int = 0
+    """The placement group that has the bundle; later ones are of nodes that stand in for others."""
 
 
 class Placement:
-    """A placement group with one bundle per device.
+    """A placement group with one bundle per device, and groups for what had to move since.
 
     Args:
         nodes: for each device, which node of the plan it is on; several may be on one.
@@ -44,31 +46,75 @@ class Placement:
     def __init__(self, cluster: Cluster, nodes: Sequence[int], *, has_gpus: bool) -> None:
         self._cluster, self.has_gpus = cluster, has_gpus
         found = _nodes(cluster, nodes, has_gpus)
-        from ray.util.placement_group import placement_group
-
-        bundle = {"CPU": 1.0, "GPU": 1.0} if has_gpus else {"CPU": SLIVER * 4}
-        self._group = placement_group(
-            [dict(bundle) for _ in nodes],
-            bundle_label_selector=[{_NODE_LABEL: found[node]["NodeID"]} for node in nodes],
-        )
-        if not self._group.wait(timeout_seconds=_PATIENCE_S):
-            self.close()
+        self._groups: dict[int, Any] = {}
+        self._next = 0
+        pinned = [{_NODE_LABEL: found[node]["NodeID"]} for node in nodes]
+        if self._take(len(nodes), {"bundle_label_selector": pinned}) is None:
             raise ConfigError(
                 f"the Ray cluster has no room for {len(nodes)} "
                 f"{'GPUs' if has_gpus else 'processes'}: within {_PATIENCE_S:.0f} s it has "
                 f"{_resources(cluster)}. Ask for fewer ranks or engines, or end what else runs "
                 "there"
             )
-        # What stays on this machine needs to be heard by nobody else.
-        alone = {one["NodeManagerAddress"] for one in found} == {cluster.own_address}
-        self.places = [
-            Place(
-                bundle,
-                found[node]["NodeID"],
-                LOOPBACK if alone else found[node]["NodeManagerAddress"],
+        self.places = self._addressed(
+            [Place(bundle, found[node]["NodeID"], "") for bundle, node in enumerate(nodes)]
+        )
+
+    def _take(self, count: int, how: Mapping[str, Any]) -> int | None:
+        """So many bundles, as a group of its own: its number; None: there is no room."""
+        from ray.util.placement_group import placement_group, remove_placement_group
+
+        bundle = {"CPU": 1.0, "GPU": 1.0} if self.has_gpus else {"CPU": SLIVER * 4}
+        group = placement_group([dict(bundle) for _ in range(count)], **how)
+        if not group.wait(timeout_seconds=_PATIENCE_S):
+            remove_placement_group(group)
+            return None
+        number, self._next = self._next, self._next + 1
+        self._groups[number] = group
+        return number
+
+    def _addressed(self, places: Sequence[Place]) -> list[Place]:
+        """What stays on this machine needs to be heard by nobody else."""
+        of = {one["NodeID"]: str(one["NodeManagerAddress"]) for one in self._cluster.nodes}
+        alone = {of[one.node] for one in places} == {self._cluster.own_address}
+        return [replace(one, address=LOOPBACK if alone else of[one.node]) for one in places]
+
+    def standing(self, places: Sequence[Place], together: Sequence[Hashable]) -> list[Place]:
+        """These places, and new ones for those whose nodes are gone.
+
+        Args:
+            together: for each place a name; places of one name are found on one node.
+
+        Raises:
+            TrainError: no node that is there has room for them.
+        """
+        there = {str(one["NodeID"]) for one in self._cluster.nodes}
+        gone = [at for at, place in enumerate(places) if place.node not in there]
+        if not gone:
+            return list(places)
+        found = list(places)
+        # Ray would find new places by itself for a group that stood in, and hold them in vain.
+        self._remove({places[at].group for at in gone} - {0})
+        for name in dict.fromkeys(together[at] for at in gone):
+            its = [at for at in gone if together[at] == name]
+            for at, place in zip(its, self._on_one_node(len(its)), strict=True):
+                found[at] = place
+        return self._addressed(found)
+
+    def _on_one_node(self, count: int) -> list[Place]:
+        from ray.util.placement_group import placement_group_table
+
+        number = self._take(count, {"strategy": "STRICT_PACK"})
+        if number is None:
+            nodes = self._cluster.nodes
+            raise TrainError(
+                f"a node of the Ray cluster is lost, and the {len(nodes)} that are there have no "
+                f"room on one of them for its {count} trainer ranks: within {_PATIENCE_S:.0f} s "
+                f"they have {_resources(self._cluster)}. The run goes on from its last checkpoint "
+                "when it is started on a cluster with room, or with fewer ranks"
             )
-            for bundle, node in enumerate(nodes)
-        ]
+        nodes_of = placement_group_table(self._groups[number])["bundles_to_node_id"]
+        return [Place(bundle, str(nodes_of[bundle]), "", number) for bundle in range(count)]
 
     def actor(self, holder: type, place: Place, *, threads: int = 1, gpus: float = 0.0) -> Any:
         """An actor class with the options of a place; `.remote(...)` starts it.
@@ -86,15 +132,19 @@ class Placement:
             max_concurrency=threads,
             max_restarts=0,
             scheduling_strategy=PlacementGroupSchedulingStrategy(
-                placement_group=self._group, placement_group_bundle_index=place.bundle
+                placement_group=self._groups[place.group], placement_group_bundle_index=place.bundle
             ),
         )
 
     def close(self) -> None:
         """Give the places back."""
+        self._remove(set(self._groups))
+
+    def _remove(self, groups: set[int]) -> None:
         from ray.util.placement_group import remove_placement_group
 
-        remove_placement_group(self._group)
+        for number in groups:
+            remove_placement_group(self._groups.pop(number))
 
 
 def _resources(cluster: Cluster) -> str:
