@@ -35,12 +35,13 @@ def join(config: TrainerConfig, num_layers: int, seed: int, device: torch.device
     trains alone need not have.
 
     Raises:
-        ConfigError: the sizes do not divide the ranks.
+        RuntimeError: the sizes do not divide the ranks, which `dovetail.config.size_rules` tells
+            before a run begins.
+        ConfigError: see `virtual_stages`.
     """
     leave()
     if not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    _check_sizes(config, dist.get_world_size())
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=config.tensor_model_parallel_size,
         pipeline_model_parallel_size=config.pipeline_model_parallel_size,
@@ -99,24 +100,6 @@ def virtual_stages(config: TrainerConfig, num_layers: int) -> int | None:
         )
     stages = num_layers // ranks // own
     return stages if stages > 1 else None
-
-
-def _check_sizes(config: TrainerConfig, world: int) -> None:
-    replica = config.ranks_per_replica
-    experts = config.expert_model_parallel_size * (
-        config.expert_tensor_parallel_size or config.tensor_model_parallel_size
-    )
-    for needed, names in (
-        (replica, "tensor x pipeline x context parallel"),
-        (experts * config.pipeline_model_parallel_size, "expert x expert tensor x pipeline"),
-    ):
-        if world % needed:
-            raise ConfigError(
-                f"{world} trainer ranks can't be split into groups of {needed} ({names}); change "
-                "--tensor-model-parallel-size, --pipeline-model-parallel-size, "
-                "--context-parallel-size or --expert-model-parallel-size (TOML: trainer...), or "
-                "the number of ranks"
-            )
 
 
 def all_ranks() -> DataParallel:
