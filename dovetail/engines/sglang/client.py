@@ -21,7 +21,7 @@ import itertools
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
@@ -51,8 +51,6 @@ _CLOSE_S = 5.0
 _SWEEP_S = 0.2
 _TOO_LONG = ("context length", "is longer than", "do not fit the context", "the context allows")
 
-PauseMode = Literal["retract", "in_place", "abort"]
-
 
 def make_client(url: str, settings: ClientSettings) -> SglangEngine:
     """The client of the server at `http://host:port`."""
@@ -73,19 +71,14 @@ class SglangEngine:
     Args:
         url: `http://host:port`.
         settings: what the run knows.
-        pause_mode: what becomes of requests during an update of weights. `retract` computes their
-            keys and values again under the new weights; `in_place` keeps the old ones, which SGLang
-            then can't flush; `abort` ends them with what they have.
     """
 
     dialect = "sglang"
 
-    def __init__(
-        self, url: str, settings: ClientSettings, pause_mode: PauseMode = "retract"
-    ) -> None:
+    def __init__(self, url: str, settings: ClientSettings) -> None:
         self.url = url.rstrip("/")
         self.token = settings.token
-        self._settings, self._pause_mode = settings, pause_mode
+        self._settings = settings
         self._http = HttpClient(
             self.url, self.token, settings.request_timeout_s, name=f"SGLang at {self.url}"
         )
@@ -180,7 +173,8 @@ class SglangEngine:
 
     async def pause(self) -> None:
         """Hold every request where it is; no token is made until `resume`."""
-        await self._http.post("/pause_generation", {"mode": self._pause_mode}, timeout_s=CONTROL_S)
+        # Keys and values of requests under way are made again, under the weights of then.
+        await self._http.post("/pause_generation", {"mode": "retract"}, timeout_s=CONTROL_S)
         self._held = True
 
     async def resume(self) -> None:
@@ -213,7 +207,7 @@ class SglangEngine:
             "model_path": str(directory.absolute()),
             "load_format": "auto",
             "weight_version": str(snapshot.version),
-            "flush_cache": self._pause_mode != "in_place",
+            "flush_cache": True,
         }
         answer = await self._http.post("/update_weights_from_disk", body, timeout_s=_LOAD_S)
         if not isinstance(answer, dict) or answer.get("success") is not True:
