@@ -11,16 +11,38 @@ import functools
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ONE_WISH_S = 0.5
+"""`timeout` and shells send the same signal to the process and to its group."""
 
 
 class Interrupted(BaseException):
     """Control flow: the current rollout or evaluation was cancelled by a signal."""
+
+
+class Wish:
+    """To end: the first signal in order, a second one at once."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def is_first(self, signum: int, doing: str) -> bool:
+        """Whether nobody has wished it before; a second wish ends the process here and now."""
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+            name = signal.Signals(signum).name
+            sys.stderr.write(f"\n{name}: {doing}; once more leaves at once\n")
+            return True
+        if now - self._since >= _ONE_WISH_S:
+            os._exit(128 + signum)
+        return False
 
 
 class Interrupt:
@@ -28,6 +50,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self._wish = Wish()
         self._cancel: Callable[[], object] | None = None
         self._previous: dict[int, Any] = {}
 
@@ -53,11 +76,9 @@ class Interrupt:
             signal.signal(signum, handler)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.requested:
-            os._exit(128 + signum)
+        if not self._wish.is_first(signum, "saving, then leaving"):
+            return
         self.signum = signum
-        name = signal.Signals(signum).name
-        sys.stderr.write(f"\n{name}: saving, then leaving; once more leaves at once\n")
         if self._cancel is not None:
             self._cancel()
 

@@ -10,10 +10,7 @@ processes are a fleet, with the server on the fleet's loop.
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import sys
-import time
 from collections.abc import Callable
 
 import uvloop
@@ -22,14 +19,13 @@ from dovetail.config.resolve import Resolved
 from dovetail.observe.log import open_log
 from dovetail.observe.run_dir import RunDir
 from dovetail.run.heap import settled_heap, unswept_heap
+from dovetail.run.interrupt import Wish
 from dovetail.run.join import Membership
 from dovetail.run.leaving import end_tasks
 from dovetail.run.served import ServedParts
 from dovetail.weights.publish import publish
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_ONE_SIGNAL_S = 0.5
-"""`timeout` and shells send the same one to the process and to its group."""
 Say = Callable[[str], None]
 
 
@@ -55,9 +51,9 @@ def run_serve(resolved: Resolved, ready: Say, say: Say) -> None:
 
 
 async def _serve(parts: ServedParts, ready: Say, say: Say) -> None:
-    stop, leaving = asyncio.Event(), _Leaving()
+    stop, wish = asyncio.Event(), Wish()
     for one in _SIGNALS:
-        asyncio.get_running_loop().add_signal_handler(one, leaving.asked, one, stop)
+        asyncio.get_running_loop().add_signal_handler(one, _leave, wish, one, stop)
     member = Membership(parts.config, parts.server.url)
     starting = asyncio.ensure_future(_start(parts, say))
     stopping = asyncio.ensure_future(stop.wait())
@@ -112,19 +108,6 @@ async def _end(parts: ServedParts) -> None:
     parts.compute.shutdown()
 
 
-class _Leaving:
-    """The first signal ends it in order, the second at once."""
-
-    def __init__(self) -> None:
-        self._since: float | None = None
-
-    def asked(self, signum: int, stop: asyncio.Event) -> None:
-        """A signal came."""
-        now = time.monotonic()
-        if self._since is None:
-            self._since = now
-            name = signal.Signals(signum).name
-            sys.stderr.write(f"\n{name}: leaving; once more leaves at once\n")
-            stop.set()
-        elif now - self._since > _ONE_SIGNAL_S:
-            os._exit(128 + signum)
+def _leave(wish: Wish, signum: int, stop: asyncio.Event) -> None:
+    if wish.is_first(signum, "leaving"):
+        stop.set()

@@ -190,6 +190,7 @@ def test_the_second_signal_leaves_at_once(place: Place, signum: int) -> None:
     assert child.left_behind()
     child.signal_all(signum)
     _wait_for(lambda: "once more leaves at once" in child.log.read_text(), child)
+    time.sleep(0.6)  # Sooner, it is the same wish said twice.
     child.signal_all(signum)
     assert child.exit_code() == 128 + signum
     assert "Traceback" not in child.log.read_text()
