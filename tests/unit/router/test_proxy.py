@@ -4,99 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
 import pytest
 import uvloop
 
-from dovetail.router.balancer.pool import Pool
 from dovetail.router.balancer.proxy import _names
-from dovetail.router.bridge import Bridge
-from dovetail.router.server import RouterServer
-from dovetail.router.workers import Behind
 from tests.faulty_engine import Fault, FaultyEngine, expected_ids
-from tests.unit.router.scripted import Letters, Scripted
+from tests.unit.router.fronts import PROMPT, Run, Stub, assert_right, front
 
-PROMPT = [5, 6, 7]
-LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 ONE_FAULT = [fault for fault in Fault if fault not in (Fault.NONE, Fault.HANG, Fault.REFUSE)]
-
-
-@dataclass
-class Stub:
-    """The client of an engine that only the proxy speaks to."""
-
-    url: str
-    dialect: str = "sglang"
-    token: str | None = None
-    aborted: Any = "never"
-    token: str | None = None
-
-    async def abort(self, request_ids: Sequence[str] | None = None) -> None:
-        self.aborted = request_ids
-
-    async def close(self) -> None:
-        pass
-
-
-@dataclass
-class Front:
-    """A pool, a server before it, and a client."""
-
-    pool: Pool
-    url: str
-    http: aiohttp.ClientSession
-
-    async def generate(self, **fields: Any) -> tuple[int, Any]:
-        body = {"input_ids": PROMPT, "rid": "r", **fields}
-        async with self.http.post(f"{self.url}/generate", json=body) as reply:
-            return reply.status, await reply.json()
-
-    async def stream(self, path: str = "/generate", **fields: Any) -> list[Any]:
-        body = {"input_ids": PROMPT, "stream": True, **fields}
-        async with self.http.post(f"{self.url}{path}", json=body) as reply:
-            assert reply.headers["content-type"].startswith("text/event-stream")
-            text = (await reply.read()).decode()
-        events = text.removesuffix("\n\n").split("\n\n")
-        assert events.pop() == "data: [DONE]"
-        return [json.loads(event.removeprefix("data: ")) for event in events]
-
-
-@asynccontextmanager
-async def front(*engines: FaultyEngine, **settings: Any) -> AsyncIterator[Front]:
-    pool = Pool(**{"policy": "round_robin", "request_timeout_s": 30.0, **settings})
-    for engine in engines:
-        pool.add(Stub(engine.url, engine.dialect))  # type: ignore[arg-type]
-    bridge = Bridge(Scripted, Letters, model="m")
-    server = RouterServer(bridge, behind=Behind(pool))
-    await server.serve_here()
-    try:
-        async with aiohttp.ClientSession() as http:
-            yield Front(pool, server.url, http)
-    finally:
-        await server.aclose()
-        await pool.close()
-
-
-@pytest.fixture(params=sorted(LOOPS))
-def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, None]], None]:
-    def running(main: Coroutine[Any, Any, None]) -> None:
-        with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
-            runner.run(asyncio.wait_for(main, 60))
-
-    return running
-
-
-Run = Callable[[Coroutine[Any, Any, None]], None]
-
-
-def assert_right(body: Any) -> None:
-    assert body["output_ids"] == expected_ids(PROMPT)
-    assert body["meta_info"]["id"] == "r"
 
 
 def test_bytes_go_on_and_come_back_as_they_are(run: Run) -> None:
@@ -204,46 +121,6 @@ def test_what_an_engine_refuses_reaches_the_client_as_it_is(run: Run) -> None:
     run(main())
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_goes_away_ends_its_request_at_the_engine(run: Run, stream: bool) -> None:
-    async def main() -> None:
-        async with FaultyEngine(tick_s=5.0) as engine, front(engine) as router:
-            asking = asyncio.ensure_future(router.generate(stream=stream))
-            while not engine.requests:
-                await asyncio.sleep(0.01)
-            asking.cancel()
-            await asyncio.wait([asking])
-            while not engine.left or router.pool.in_flight:
-                await asyncio.sleep(0.01)
-            assert router.pool.stats.stopped == 1
-            assert router.pool.worker(engine.url).in_flight == 0
-
-    run(main())
-
-
-def test_a_client_that_goes_away_while_it_waits_takes_no_engine(run: Run) -> None:
-    async def main() -> None:
-        async with (
-            FaultyEngine(script=[Fault.HANG]) as engine,
-            front(engine, per_worker=1) as router,
-        ):
-            first = asyncio.ensure_future(router.generate())
-            while not engine.requests:
-                await asyncio.sleep(0.01)
-            second = asyncio.ensure_future(router.generate())
-            while not router.pool.waiting:
-                await asyncio.sleep(0.01)
-            second.cancel()
-            while router.pool.waiting:
-                await asyncio.sleep(0.01)
-            first.cancel()
-            while router.pool.in_flight:
-                await asyncio.sleep(0.01)
-            assert len(engine.requests) == 1
-
-    run(main())
-
-
 def test_requests_of_an_engine_that_is_marked_dead_go_elsewhere(run: Run) -> None:
     async def main() -> None:
         async with (
@@ -320,66 +197,6 @@ def test_without_an_answer_in_time_the_client_gets_504(run: Run) -> None:
             assert status == 504
             assert "no answer within 0.3 s" in body["error"]["message"]
             assert router.pool.worker(engine.url).in_flight == 0
-
-    run(main())
-
-
-@pytest.mark.parametrize(
-    ("dialect", "path", "fields", "empty"),
-    [
-        ("sglang", "/generate", {"input_ids": PROMPT}, lambda body: body["output_ids"]),
-        ("sglang", "/generate", {"input_ids": [PROMPT] * 2}, lambda body: body[1]["output_ids"]),
-        (
-            "vllm",
-            "/inference/v1/generate",
-            {"token_ids": PROMPT},
-            lambda body: body["choices"][0]["token_ids"],
-        ),
-        ("vllm", "/v1/completions", {"prompt": "a"}, lambda body: body["choices"][0]["text"]),
-        (
-            "vllm",
-            "/v1/chat/completions",
-            {"messages": []},
-            lambda body: body["choices"][0]["message"]["content"],
-        ),
-    ],
-)
-def test_an_abort_answers_those_who_wait_with_no_tokens(
-    run: Run, dialect: str, path: str, fields: dict[str, Any], empty: Callable[[Any], Any]
-) -> None:
-    async def main() -> None:
-        async with (
-            FaultyEngine(dialect, script=[Fault.HANG]) as engine,
-            front(engine, per_worker=1) as router,
-        ):
-            url = f"{router.url}{path}"
-            first = asyncio.ensure_future(router.http.post(url, json=fields))
-            while not engine.requests:
-                await asyncio.sleep(0.01)
-            second = asyncio.ensure_future(router.http.post(url, json=fields))
-            while not router.pool.waiting:
-                await asyncio.sleep(0.01)
-            await router.pool.abort()
-            assert router.pool.worker(engine.url).engine.aborted is None  # type: ignore[attr-defined]
-            async with await second as reply:
-                body = await reply.json()
-            assert reply.status == 200
-            assert not empty(body)
-            assert "abort" in json.dumps(body)
-            first.cancel()
-
-    run(main())
-
-
-def test_the_name_of_a_passed_on_request_reaches_its_engine_when_it_is_aborted(run: Run) -> None:
-    async def main() -> None:
-        async with FaultyEngine(script=[Fault.HANG]) as engine, front(engine) as router:
-            asking = asyncio.ensure_future(router.generate(rid="mine"))
-            while not engine.requests:
-                await asyncio.sleep(0.01)
-            await router.pool.abort(["mine"])
-            assert router.pool.worker(engine.url).engine.aborted == ["mine"]  # type: ignore[attr-defined]
-            asking.cancel()
 
     run(main())
 
