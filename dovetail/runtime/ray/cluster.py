@@ -29,7 +29,12 @@ LOOPBACK = "127.0.0.1"
 OBJECT_STORE_BYTES = 1 << 30
 """Of a cluster of our own: the rows of a few steps; Ray spills to the disk what is more."""
 _STARTS = 2
+_MODE, _TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
 _NO_REPORTS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+_made: dict[str, str] = {}
+"""The secret under which this process has imported Ray, if it is ours: Ray reads it then, and never
+again."""
 
 
 def import_ray(*, alone: bool = False) -> Any:
@@ -40,15 +45,33 @@ def import_ray(*, alone: bool = False) -> Any:
     """
     # Read when ray is imported: no reports to its makers, devices are chosen by us.
     os.environ.update({name: os.environ.get(name, value) for name, value in _NO_REPORTS.items()})
-    if alone and "ray" not in sys.modules:
-        # A secret of this process: Ray would write one to ~/.ray, and tell the terminal.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    if alone:
+        _ask_for_a_secret()
     try:
         import ray
     except ImportError as error:
         raise MissingExtraError(_needed()) from error
     return ray
+
+
+def _ask_for_a_secret() -> None:
+    if "ray" not in sys.modules:
+        # A secret of this process: Ray would write one to ~/.ray, and tell the terminal.
+        given = {_MODE: "token", _TOKEN: secrets.token_hex(32)}
+        _made.update({name: os.environ.get(name, value) for name, value in given.items()})
+    os.environ.update({name: os.environ.get(name, value) for name, value in _made.items()})
+
+
+def _tell_if_open() -> None:
+    """Of a cluster of our own that runs; Ray 2.60 asks for the token of ~/.ray if it was imported
+    before the run had a secret, and sets the variable. Others ask for none then."""
+    if os.environ.get(_MODE, "").lower() != "token":
+        log.warning(
+            "the run's own Ray asks for no token: whoever reaches this machine's ports can run "
+            "code in it. Either %s says so, or something has imported ray before the run: set "
+            "%s=token and %s=... before that",
+            *(_MODE, _MODE, _TOKEN),
+        )
 
 
 def check_ray() -> None:
@@ -79,6 +102,7 @@ class Cluster:
     def __init__(self, address: str | None, resources: Mapping[str, float]) -> None:
         self.address, self._resources = address, dict(resources)
         self._directory: SessionDirectory | None = None
+        self._before: dict[str, str | None] = {}
         self.ray: Any = None
 
     @property
@@ -94,6 +118,14 @@ class Cluster:
             ConfigError: there is no cluster at the address, or this process is connected already.
             MissingExtraError: Ray is not installed.
         """
+        self._before = {name: os.environ.get(name) for name in (*_NO_REPORTS, _MODE, _TOKEN)}
+        try:
+            self._start()
+        except BaseException:
+            self._restore_environment()
+            raise
+
+    def _start(self) -> None:
         ray = import_ray(alone=self.is_own)
         if ray.is_initialized():
             raise ConfigError("this process is connected to Ray already: call ray.shutdown() first")
@@ -101,6 +133,7 @@ class Cluster:
         with _silent_loggers():
             if self.address is None:
                 self._start_own(ray, quiet)
+                _tell_if_open()
             else:
                 self._connect(ray, self.address, quiet)
         self.ray = ray
@@ -172,12 +205,22 @@ class Cluster:
         return str(next(one["NodeManagerAddress"] for one in self.nodes if one["NodeID"] == here))
 
     def close(self) -> None:
-        """Disconnect, and end a cluster of our own. A second call does nothing."""
+        """Disconnect, and end a cluster of our own; the environment is as it was. A second call
+        does nothing."""
         if self.ray is not None:
             with _silent_loggers():
                 self.ray.shutdown()
             self.ray = None
         self._remove_directory()
+        self._restore_environment()
+
+    def _restore_environment(self) -> None:
+        for name, value in self._before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        self._before = {}
 
     def _remove_directory(self) -> None:
         if self._directory is not None:

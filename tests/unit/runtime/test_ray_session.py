@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import builtins
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -100,3 +103,96 @@ def test_a_cluster_that_wants_a_token_says_so_before_ray_tries_for_long(
         for word in ("InvalidAuthToken", "RAY_AUTH_MODE=token", "RAY_AUTH_TOKEN"):
             assert word in str(caught.value)
         assert token is None or token not in str(caught.value).replace("another token", "").split()
+
+
+VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_USAGE_STATS_ENABLED")
+
+
+class Fake(ModuleType):
+    """As much of Ray as a cluster of our own needs to start; notes what it was started under."""
+
+    def __init__(self, fails: bool = False) -> None:
+        super().__init__("ray")
+        self.seen: list[dict[str, str | None]] = []
+        self._fails = fails
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, **given: object) -> None:
+        self.seen.append({name: os.environ.get(name) for name in VARIABLES})
+        if self._fails:
+            raise OSError("no memory")
+
+    def shutdown(self) -> None:
+        pass
+
+
+@pytest.fixture
+def clean(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dovetail.runtime.ray import cluster
+
+    monkeypatch.setattr(cluster, "_made", {})
+    for name in VARIABLES:
+        # Put back after the test what it was before, whatever the test leaves.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def lives(fake: Fake) -> dict[str, str | None]:
+    """What a cluster of our own was started under; the environment is clean afterwards."""
+    from dovetail.runtime.ray.cluster import Cluster
+
+    made = Cluster(None, {"CPU": 1})
+    made.start()
+    made.close()
+    assert not any(name in os.environ for name in VARIABLES)
+    return fake.seen[-1]
+
+
+def test_a_cluster_of_our_own_has_one_secret_per_process_and_leaves_no_variables(
+    clean: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake = Fake()
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    monkeypatch.setattr("builtins.__import__", importing(fake))
+    first = lives(fake)
+    assert first["RAY_AUTH_MODE"] == "token" and len(first["RAY_AUTH_TOKEN"] or "") == 64
+    # Ray has read it when it was imported, and would know no other.
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    assert lives(fake) == first
+    assert not caplog.records
+
+
+def importing(fake: Fake) -> Callable[..., object]:
+    """Gives the fake to who imports ray, as if it were imported for the first time."""
+    usual = builtins.__import__
+
+    def found(name: str, *given: object, **more: object) -> object:
+        return fake if name == "ray" else usual(name, *given, **more)  # type: ignore[arg-type]
+
+    return found
+
+
+def test_ray_that_was_imported_without_a_secret_is_told(
+    clean: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake = Fake()
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    assert lives(fake)["RAY_AUTH_TOKEN"] is None
+    (told,) = caplog.messages
+    assert "asks for no token" in told and "imported ray before" in told
+
+
+def test_a_cluster_that_does_not_start_leaves_no_variables(
+    clean: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dovetail.types.errors import DovetailError
+
+    fake = Fake(fails=True)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    monkeypatch.setattr("builtins.__import__", importing(fake))
+    with pytest.raises(DovetailError, match="no memory"):
+        lives(fake)
+    assert len(fake.seen) == 2 and fake.seen[0]["RAY_AUTH_MODE"] == "token"
+    assert not any(name in os.environ for name in VARIABLES)
