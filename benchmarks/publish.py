@@ -6,9 +6,9 @@
 Two processes hold tensors of the model's size and take what is sent into them with the very code of
 an engine (`transport.receive`, `transport.hand_over`). A round is timed from the first byte until
 both have all of it; before each, one copy of as many bytes within this process is timed (one
-thread, pages warm). The figure is the median of the rounds, its ratio that to the median copy:
-0.5 is half the speed of memory, for all receivers together. Two rounds before are not counted: they
-make pages and files.
+thread, pages warm). The figure is the median of the rounds. Two ratios compare it with the median
+copy: of what all receivers got together (2 GB, of a model of 1 GB and two engines), and of the
+model as if it had been sent once. Two rounds before are not counted: they make pages and files.
 
 `delta` is a bfloat16 model of half the bytes, in which an optimizer's step of 1e-6 moves float32
 masters between two rounds; its bytes are told too.
@@ -54,6 +54,9 @@ class Figures:
     seconds: float
     memcpy_seconds: float
     ratio: float
+    """Bytes that all receivers got, per second, to bytes that memcpy copies."""
+    ratio_once: float
+    """The same with the bytes of one."""
     sent_bytes: float
     """Of one version, of all bytes."""
     rounds: list[float]
@@ -168,7 +171,9 @@ def measured(way: str, arguments: argparse.Namespace, place: Path) -> Figures:
     assert snapshot is not None
     median, copy = statistics.median(seconds), statistics.median(copies)
     share = snapshot.num_bytes / num_bytes
-    return Figures(way, num_bytes / 1e9, median, copy, copy / median, share, seconds)
+    once = copy / median
+    together = once * arguments.receivers
+    return Figures(way, num_bytes / 1e9, median, copy, together, once, share, seconds)
 
 
 class receivers:
@@ -208,11 +213,11 @@ class _gone:
 
 def lines(found: list[Figures]) -> Iterator[str]:
     """A table for docs."""
-    yield "| way | bytes written or sent | seconds (median) | of memcpy's speed |"
-    yield "|---|---|---|---|"
+    yield "| way | bytes written or sent | seconds (median) | of memcpy, all receivers | once |"
+    yield "|---|---|---|---|---|"
     for one in found:
         size = f"{one.sent_bytes:.1%} of {one.gigabytes:.2f} GB"
-        yield f"| {one.way} | {size} | {one.seconds:.2f} | {one.ratio:.2f} |"
+        yield f"| {one.way} | {size} | {one.seconds:.2f} | {one.ratio:.2f} | {one.ratio_once:.2f} |"
 
 
 def main() -> None:
