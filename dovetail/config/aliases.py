@@ -1,7 +1,7 @@
 """Foreign spellings: what slime, miles, vime and Megatron call our knobs, and what we do not have.
 
 Four tables. `ALIASES` sets one of our leaves. `FIXED` has one value here. `WITHOUT_EFFECT` is
-accepted with one warning, because a run on one device gives the same result whatever the value is.
+accepted with one warning, because a run here gives the same result whatever the value is.
 `UNSUPPORTED` would change the result, so it stops the run by name.
 """
 
@@ -71,7 +71,7 @@ def _table(rows: dict[str, str]) -> dict[str, str]:
 
 WITHOUT_EFFECT: dict[str, str] = _table(
     {
-        "placement over GPUs; this run is one process on one device": """
+        "who gets which devices, rows and weights follows from the plan (config show --plan)": """
             critic-num-nodes critic-num-gpus-per-node allgather-cp balance-data balance-by-flops
             use-distributed-post pin-rollout-manager-to-head indep-dp delay-split-train-data-by-dp
             object-store-backend mooncake-store-init-kwargs mooncake-replica-num
@@ -100,8 +100,10 @@ WITHOUT_EFFECT: dict[str, str] = _table(
             router-tokenizer-cache-enable-l1 router-tokenizer-cache-l0-max-entries
             router-tokenizer-cache-l1-max-memory router-worker-startup-check-interval
             router-worker-startup-timeout-secs""",
-        "memory is shared by engine and trainer in this run": """
-            offload offload-rollout-level offload-train-target
+        "mode colocated does it by itself; else use offload_train and offload_rollout": """
+            offload""",
+        "weights, rows and memory go ways of the run (weight_transport, offload_train)": """
+            offload-rollout-level offload-train-target
             update-weight-transport
             update-weight-transfer-mode train-memory-margin-bytes optimizer-cpu-offload
             overlap-cpu-optimizer-d2h-h2d use-precision-aware-optimizer recompute-method
@@ -139,7 +141,7 @@ WITHOUT_EFFECT: dict[str, str] = _table(
 
 UNSUPPORTED: dict[str, str] = _table(
     {
-        "off-policy corrections and asynchronous rollouts": """
+        "further off-policy corrections and ways of going on during rollouts": """
             keep-old-actor fully-async
             use-rollout-entropy true-on-policy-mode use-indexer-replay
             use-rollout-indexer-replay recompute-logprobs-via-prefill pause-generation-mode
@@ -147,10 +149,10 @@ UNSUPPORTED: dict[str, str] = _table(
         "reference updates and other optimizers": """
             ref-update-interval ref-ckpt-step reset-optimizer-states
             use-stateless-adam lr-warmup-fraction lr-wsd-decay-style skip-actor-forward-only""",
-        "on-policy distillation": """
+        "further settings of on-policy distillation": """
             opd-teacher-ckpt-step opd-log-prob-top-k opd-teacher-key opd-top-k-strategy
             opd-reward-weight-mode opd-topk-per-position""",
-        "LoRA and partly frozen models": """
+        "further kinds of LoRA, and partly frozen models": """
             lora-type exclude-modules
             lora-adapter-path only-train-params-name-list freeze-params-name-list freeze-indexer
             mtp-num-layers mtp-loss-scaling-factor enable-mtp-training lora-sync-from-tensor
@@ -159,7 +161,7 @@ UNSUPPORTED: dict[str, str] = _table(
             multi-lora-http-server-path multi-lora-api-port multi-lora-disable-service-mode
             multi-lora-max-adapter-global-batch-size multi-lora-max-coalesce-wait-s
             multi-lora-max-empty-wait-s no-sglang-lora-use-virtual-experts""",
-        "engines in other processes, and their repair": """
+        "further ways of serving, updating and repairing engines and trainers": """
             prefill-num-servers http-proxy release-train
             update-weight-disk-keep-files update-weight-delta-encoding update-weight-delta-checksum
             update-weight-local-checkpoint-dir
@@ -168,9 +170,9 @@ UNSUPPORTED: dict[str, str] = _table(
             mini-ft-controller-poll-interval mini-ft-controller-resume-delay""",
         "steps of another size": """
             allow-partial-train-step disable-rollout-trim-samples use-dynamic-global-batch-size""",
-        "data and evaluation beyond text prompts": """
+        "further settings of data": """
             start-rollout-id disable-rollout-global-dataset loss-mask-type chat-template-path""",
-        "checkpoints in Megatron's form": """
+        "parts of checkpoints": """
             no-save-optim no-load-optim no-load-rng ckpt-step save-trigger-sentinel""",
         "other precisions, optimizers and trainers": """
             fp16 fp8-format megatron-config-path train-env-vars qwen-gdn-backend

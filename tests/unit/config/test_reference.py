@@ -29,3 +29,9 @@ def test_an_alias_with_a_value_of_its_own_is_not_shown_as_none() -> None:
     reference = markdown()
     assert "| `--slime-router-timeout` | `router_request_timeout_s` |" in reference
     assert "| `--recompute-granularity` | `gradient_checkpointing = true` |" in reference
+
+
+def test_no_reason_speaks_of_a_run_that_is_one_process_on_one_device() -> None:
+    for reason in {*WITHOUT_EFFECT.values(), *UNSUPPORTED.values()}:
+        assert "one device" not in reason and "one process" not in reason
+    assert "offload_train and offload_rollout" in WITHOUT_EFFECT["offload"]
