@@ -36,6 +36,7 @@ from dovetail.runtime.plan import Plan
 from dovetail.trainers.data_parallel import ALONE, DataParallel
 from dovetail.trainers.sums import WorstToken
 from dovetail.trainers.torch.mesh import Mesh, make_mesh
+from dovetail.transport.meeting import listening_at
 from dovetail.transport.sender import Sender
 from dovetail.types.errors import CheckpointError, EngineError, TrainError
 from dovetail.types.weights import Snapshot
@@ -85,10 +86,7 @@ class RankWorker:
 
     def invite(self, address: str) -> int:
         """Listen, on rank 0, for the others. Gives the port."""
-        own = dist.TCPStore(
-            address, 0, self.job.world, is_master=True, wait_for_workers=False, timeout=self._limit
-        )
-        self._store = own
+        self._store = own = listening_at(address, self._limit, self.job.world)
         return own.port
 
     def meet(self, address: str, port: int) -> None:

@@ -41,6 +41,30 @@ _QUEUE = 1024
 _MOST_SAID = 500
 
 
+def listening_at(host: str, timeout: timedelta, world: int | None = None) -> TCPStore:
+    """A store at a port of its own; torch's own listener would take any address of the machine.
+
+    Args:
+        host: the one address that it listens at.
+        world: how many will use it; None: anybody.
+    """
+    from torch.distributed import TCPStore
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.bind((host, 0))
+        listener.listen(_QUEUE)
+        return TCPStore(
+            host,
+            int(listener.getsockname()[1]),
+            world,
+            is_master=True,
+            wait_for_workers=False,
+            timeout=timeout,
+            master_listen_fd=listener.detach(),
+        )
+
+
 class Host:
     """Rank 0's store, at a port of its own.
 
@@ -49,21 +73,9 @@ class Host:
     """
 
     def __init__(self, host: str) -> None:
-        from torch.distributed import TCPStore
-
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.socket(family, socket.SOCK_STREAM) as listener:
-            listener.bind((host, 0))
-            listener.listen(_QUEUE)
-            self.host, self.port = host, int(listener.getsockname()[1])
-            self.store: TCPStore = TCPStore(
-                host,
-                self.port,
-                is_master=True,
-                wait_for_workers=False,
-                timeout=timedelta(seconds=PATIENCE_S),
-                master_listen_fd=listener.detach(),
-            )
+        self.host = host
+        self.store: TCPStore = listening_at(host, timedelta(seconds=PATIENCE_S))
+        self.port = int(self.store.port)
         self._tries = itertools.count()
 
     def announce(

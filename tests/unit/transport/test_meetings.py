@@ -228,3 +228,24 @@ def test_no_second_copy_of_the_weights_is_in_memory(takers: Takers) -> None:
         assert takers.wait(pid) == 0
         assert max(rooms) == 1 and snapshot.num_bytes == 64 * 128 << 10
         sender.close()
+
+
+def test_a_store_listens_at_the_address_that_it_is_given_and_at_no_other():
+    from datetime import timedelta
+
+    from torch.distributed import TCPStore
+
+    from dovetail.transport.meeting import listening_at
+
+    limit = timedelta(seconds=20)
+    store = listening_at("127.0.0.1", limit, world=2)
+    rows = [
+        line.split()[1:4]
+        for name in ("tcp", "tcp6")
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+    ]
+    listens = [at for at, _, state in rows if state == "0A" and at.endswith(f":{store.port:04X}")]
+    assert listens == [f"0100007F:{store.port:04X}"]
+    other = TCPStore("127.0.0.1", store.port, 2, is_master=False, timeout=limit)
+    other.set("key", "value")
+    assert store.get("key") == b"value"
