@@ -92,7 +92,7 @@ class Turns:
     @contextmanager
     def trainer_for_a_moment(self, reload: Callable[[], None]) -> Iterator[None]:
         """The trainer works inside. Engines whose turn it was go on afterwards, whatever happens;
-        they have lost their weights, which `reload` gives them again."""
+        those that slept have lost their weights, which `reload` gives them again."""
         interrupts = self.of_engines
         self.trainer_works()
         try:
@@ -100,7 +100,8 @@ class Turns:
         finally:
             if interrupts:
                 self.engines_work()
-                reload()
+                if self._engines is not None:
+                    reload()
 
     def _pass_to(self, whose: str, enter: AbstractContextManager[None] | None) -> None:
         """When it fails to begin, everything is as it was; when the other can't go on, nobody is

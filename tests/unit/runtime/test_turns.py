@@ -158,3 +158,11 @@ def test_a_moment_in_the_trainers_own_turn_changes_nothing(turns, both):
     with turns.trainer_for_a_moment(lambda: both.told.append("reload")):
         pass
     assert both.take() == []
+
+
+def test_engines_that_never_sleep_are_not_given_again_what_they_have() -> None:
+    turns, given = Turns(), []
+    turns.engines_work()
+    with turns.trainer_for_a_moment(lambda: given.append("weights")):
+        pass
+    assert turns.of_engines and given == []
