@@ -18,12 +18,12 @@ import pytest
 
 from benchmarks.kill_actors import Outcome, one_run, steps_done
 from dovetail.cli.main import main
+from dovetail.engines.process import HeldPort
 from dovetail.runtime.ray.session import remove_left
 from examples.arithmetic.make_task import make_task
 from tests import serve_process
 from tests.loop.good_run import Place, make_shared
 from tests.loop.same import assert_every_step_once, sample_indices
-from tests.loop.test_elastic import free_port
 from tests.loop.tiny import read_metrics
 from tests.on_ray import holding, serving, two_nodes
 
@@ -145,8 +145,8 @@ def test_an_engine_joins_a_run_on_ray_by_hand_and_leaves_it(cluster: str, tmp_pa
     place = Place(make_shared(tmp_path / "shared"), tmp_path / "own")
     joined, left = tmp_path / "joined.txt", tmp_path / "left.txt"
     reward = place.write("wait.py", WAITS.format(joined=str(joined), left=str(left)))
-    port = free_port()
-    router = f"http://127.0.0.1:{port}"
+    port = HeldPort()
+    router = port.url
 
     def visit() -> None:
         said = tmp_path / "serve.txt"
@@ -166,11 +166,12 @@ def test_an_engine_joins_a_run_on_ray_by_hand_and_leaves_it(cluster: str, tmp_pa
         given = {
             **_given(cluster, f"{reward}:reward"),
             "serve_router": "true",
-            "router_port": port,
+            "router_port": port.number,
             "router_policy": "round_robin",
         }
         assert main(place.train(**given)) == 0
         visiting.result(10)
+    port.close()
     assert_every_step_once(place.run_dir, STEPS)
     assert sorted(sample_indices(place.run_dir)) == list(range(STEPS * GROUPS * SIBLINGS))
     facts = json.loads((place.run_dir / "result.json").read_text())["engines"]
