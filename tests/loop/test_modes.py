@@ -1,4 +1,5 @@
-"""One run, three modes: in one process, and with two trainer ranks and two engines on Ray."""
+"""One run, three modes: in one process, and with two trainer ranks and two engines on Ray. With the
+ranks beside the engines, weights go through shared memory, or by broadcast."""
 
 from __future__ import annotations
 
@@ -70,6 +71,8 @@ def runs(before: set[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator
     found = {"local": run(shared, directory / "local")}
     for mode in ("disaggregated", "colocated"):
         found[mode] = run(shared, directory / mode, mode=mode, **RANKS)
+    ways = {"mode": "disaggregated", "weight_transport": "broadcast", "save_interval": STEPS}
+    found["broadcast"] = run(shared, directory / "broadcast", **RANKS, **ways)
     yield found
     shutil.rmtree(directory, ignore_errors=True)
 
@@ -92,6 +95,16 @@ def test_losses_and_gradient_norms_are_those_of_one_process(
         assert runs[mode].series(name) == pytest.approx(
             runs["local"].series(name), rel=1e-3, abs=1e-5
         )
+
+
+def test_weights_by_broadcast_are_those_of_shared_memory(runs: dict[str, Done]) -> None:
+    shared, sent = runs["disaggregated"], runs["broadcast"]
+    for step in range(1, STEPS + 1):
+        ours, theirs = (one.samples(step) for one in (shared, sent))
+        for name in ("index", "tokens", "rollout_log_probs", "weight_versions"):
+            assert [one[name] for one in ours] == [one[name] for one in theirs], name
+    for name in ("train/loss", "train/grad_norm", "rollout/reward"):
+        assert sent.series(name) == pytest.approx(shared.series(name), rel=1e-6, abs=1e-9)
 
 
 @pytest.mark.parametrize("mode", ["disaggregated", "colocated"])
