@@ -21,6 +21,14 @@ def processes_of(pid: int) -> list[str]:
     return found
 
 
+@contextlib.contextmanager
+def nothing_left() -> Iterator[None]:
+    """What runs below this process at the end did so before: servers that other tests keep."""
+    before = set(processes_of(os.getpid()))
+    yield
+    assert set(processes_of(os.getpid())) - before == set()
+
+
 def command(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()

@@ -122,4 +122,4 @@ def test_a_resumed_run_goes_on_exactly_and_in_another_layout_closely(
 
 
 def test_nothing_is_left_running_but_the_cluster(whole: Done) -> None:
-    assert not [one for one in processes_of(os.getpid()) if "dovetail" in one]
+    assert not [one for one in processes_of(os.getpid()) if "-m dovetail" in one]

@@ -4,7 +4,6 @@ ranks beside the engines, weights go through shared memory, or by broadcast."""
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from dovetail.checkpoint.hf_weights import read_weights
 from dovetail.cli.main import main
 from tests.loop.good_run import Place, make_shared
 from tests.loop.tiny import read_metrics
-from tests.on_ray import processes_of
+from tests.on_ray import nothing_left
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("modes")]
 
@@ -53,18 +52,13 @@ def run(shared: Path, own: Path, **changes: object) -> Done:
     own.mkdir()
     place = Place(shared, own)
     given = {**TASK, "save_hf": own / "export", **changes}
-    assert main(place.train(**given)) == 0
+    with nothing_left():
+        assert main(place.train(**given)) == 0
     return Done(place)
 
 
 @pytest.fixture(scope="module")
-def before() -> set[str]:
-    """Servers and workers that other tests of this process keep."""
-    return set(processes_of(os.getpid()))
-
-
-@pytest.fixture(scope="module")
-def runs(before: set[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Done]]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Done]]:
     directory = tmp_path_factory.mktemp("modes")
     (directory / "shared").mkdir()
     shared = make_shared(directory / "shared")
@@ -125,10 +119,6 @@ def test_every_process_writes_a_log_named_by_its_role(runs: dict[str, Done], mod
     logs = {path.name for path in (runs[mode].run_dir / "logs").iterdir()}
     assert {"trainer_rank_0.log", "trainer_rank_1.log"} <= logs
     assert (runs[mode].run_dir / "engines" / "engine_1.log").is_file()
-
-
-def test_nothing_is_left_running(before: set[str], runs: dict[str, Done]) -> None:
-    assert set(processes_of(os.getpid())) - before == set()
 
 
 @pytest.mark.parametrize("mode", ["disaggregated", "colocated"])
