@@ -1,6 +1,7 @@
 """Processes that train together: a group of ranks that lives for a whole module of tests and runs
 one job after another."""
 
+import gc
 import importlib
 import json
 import os
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 PATIENCE_S = 300
 
@@ -104,6 +106,17 @@ class Ranks:
         self.processes = []
 
 
+def forget_groups():
+    """End all groups but that of all ranks. Each has three threads of gloo's, and Megatron makes
+    eighteen groups for a layout: left alone, threads by the thousand wake up to do nothing."""
+    if (megatron := sys.modules.get("megatron.core.parallel_state")) is not None:
+        megatron.destroy_model_parallel()
+    gc.collect()
+    for group in list(distributed_c10d._world.pg_map):
+        if group is not dist.group.WORLD:
+            dist.destroy_process_group(group)
+
+
 def main():
     world, rank, meeting = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
@@ -129,6 +142,7 @@ def main():
         file = meeting.parent / f"{rank}-{job['number']}.json"
         file.with_suffix(".part").write_text(json.dumps(answer))
         file.with_suffix(".part").rename(file)
+        forget_groups()
         print("failed" if "error" in answer else "done", file=said, flush=True)
 
 

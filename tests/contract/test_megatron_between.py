@@ -28,6 +28,8 @@ from tests.contract.test_trainer_contract import HERE, same_metrics, same_weight
 from tests.contract.trained import STEPS, Case, load, maker, rows_of
 from tests.loop.tiny import make_tokenizer
 
+pytestmark = pytest.mark.xdist_group("megatron between")
+
 __all__ = ["alone", "groups", "models"]
 OWN = "tests.contract.test_megatron_between"
 TORCH = f"{HERE}:alone"

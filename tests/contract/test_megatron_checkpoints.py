@@ -21,7 +21,7 @@ from tests.contract.test_megatron_contract import (
 from tests.contract.test_trainer_contract import HERE, same_metrics, same_weights
 from tests.contract.trained import Case, settings_of
 
-pytestmark = pytest.mark.xdist_group("megatron ranks")
+pytestmark = pytest.mark.xdist_group("megatron checkpoints")
 
 __all__ = ["alone", "groups", "models"]
 ONE = {}

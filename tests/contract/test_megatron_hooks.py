@@ -16,6 +16,8 @@ from tests.contract.test_megatron_contract import MAKE, alone, groups, models, s
 from tests.contract.test_trainer_contract import same_metrics, same_weights
 from tests.contract.trained import STEPS, Case, maker, rows_of
 
+pytestmark = pytest.mark.xdist_group("megatron hooks")
+
 __all__ = ["alone", "groups", "models"]
 OWN = "tests.contract.test_megatron_hooks"
 PROBES = """

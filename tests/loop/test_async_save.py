@@ -16,7 +16,7 @@ from tests.loop.good_run import Place, make_shared
 from tests.loop.tiny import read_metrics, without_times
 from tests.on_ray import nothing_left
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("async save")]
 
 STEPS, GROUPS, SIBLINGS = 4, 2, 4
 RANKS = {

@@ -19,7 +19,11 @@ from tests.loop.good_run import Place, make_shared
 from tests.loop.test_modes import Done
 from tests.on_ray import processes_of, two_nodes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.xdist_group("megatron runs"),
+]
 
 STEPS, GROUPS, SIBLINGS = 4, 2, 4
 TASK = {

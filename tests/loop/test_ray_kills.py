@@ -27,7 +27,7 @@ from tests.loop.same import assert_every_step_once, sample_indices
 from tests.loop.tiny import read_metrics
 from tests.on_ray import holding, serving, two_nodes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("ray kills")]
 
 STEPS, GROUPS, SIBLINGS = 5, 2, 4
 STRIKES = """
