@@ -60,9 +60,9 @@ COMMANDS = (
     ),
     Command(
         "convert",
-        "Export a checkpoint as a Hugging Face directory; Megatron's weights and back.",
+        "Export a checkpoint as a Hugging Face directory, or back.",
         "dovetail.cli.convert:convert",
-        "convert [--origin MODEL | --to-megatron] SOURCE DIRECTORY",
+        "convert [--flag ...] SOURCE DIRECTORY",
     ),
 )
 
