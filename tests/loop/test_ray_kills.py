@@ -83,6 +83,8 @@ def _given(cluster: str, reward: str) -> dict[str, Any]:
         "rollout_health_check_interval": 1,
         "save_interval": 1,
         "custom_rm_path": reward,
+        # It waits for what it struck before, which takes its time on a busy machine.
+        "reward_timeout_s": 300,
     }
 
 
