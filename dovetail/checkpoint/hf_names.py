@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from dovetail.checkpoint.adapters import merged
@@ -22,10 +22,16 @@ def named_tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
     What needs no turning is the model's own tensor, not a copy; of what does, a layer at a time is
     in memory.
     """
+    for layer in _by_layer(model):
+        yield from turned(model, layer).items()
+
+
+def turned(model: PreTrainedModel, own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights of `model` as its Hugging Face files have them, adapters merged in."""
     from transformers.core_model_loading import revert_weight_conversion
 
-    for layer in _by_layer(model):
-        yield from revert_weight_conversion(model, merged(model, layer)).items()
+    found: dict[str, torch.Tensor] = revert_weight_conversion(model, merged(model, own))
+    return found
 
 
 def merged_tensors(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:

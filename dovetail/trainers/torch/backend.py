@@ -121,9 +121,8 @@ class TorchBackend:
 
     def routing_metrics(self) -> dict[str, float]:
         """See `RoutingReplay.take_metrics`."""
-        return (
-            {} if self.policy.routing is None else self.policy.routing.take_metrics(self.parallel)
-        )
+        routing = self.policy.routing
+        return {} if routing is None else routing.take_metrics(self.parallel)
 
     def logprobs(
         self, batches: Iterable[MicroBatch], idle: int = 0, *, reference: bool = False

@@ -13,18 +13,11 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from dovetail.checkpoint.adapters import merged, plain_name
+from dovetail.checkpoint.adapters import plain_name
+from dovetail.checkpoint.hf_names import turned
 
 Shapes = Mapping[str, torch.Tensor]
 """Of weights by name, without values: on the meta device."""
-
-
-def turned(model: Any, own: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weights of `model` as its Hugging Face files have them, adapters merged in."""
-    from transformers.core_model_loading import revert_weight_conversion
-
-    found: dict[str, torch.Tensor] = revert_weight_conversion(model, merged(model, own))
-    return found
 
 
 def pieces(model: Any, unit: Shapes, most_bytes: int) -> list[list[str]]:

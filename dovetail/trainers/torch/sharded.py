@@ -26,8 +26,9 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 
 from dovetail.checkpoint.adapters import is_adapter
+from dovetail.checkpoint.hf_names import turned
 from dovetail.trainers.torch.context_parallel import ContextParallel
-from dovetail.trainers.torch.gathering import gathered, pieces, turned
+from dovetail.trainers.torch.gathering import gathered, pieces
 from dovetail.trainers.torch.mesh import Mesh
 from dovetail.trainers.torch.placement import GradFor, Grads
 from dovetail.trainers.torch.tensor_parallel import check_splits, split_layer
