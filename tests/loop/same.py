@@ -48,6 +48,11 @@ def sample_indices(run_dir: Path) -> list[int]:
     return [json.loads(line)["index"] for line in lines]
 
 
+def losses(run_dir: Path) -> list[float]:
+    """Of every step that trained."""
+    return [row["train/loss"] for row in read_metrics(run_dir) if "train/loss" in row]
+
+
 def source_state(run_dir: Path) -> dict[str, Any]:
     """The data source in the newest checkpoint."""
     return dict(load_checkpoint(run_dir / "checkpoints").part("source")[1])

@@ -13,6 +13,7 @@ import pytest
 from dovetail.cli.main import main
 from dovetail.run.saving import Saving
 from tests.loop.good_run import Place, make_shared
+from tests.loop.same import losses, sample_indices
 from tests.loop.tiny import read_metrics, without_times
 from tests.on_ray import nothing_left
 
@@ -70,20 +71,10 @@ def struck(place: Place, whom: str) -> str:
     return f"{place.write('strike.py', source)}:reward"
 
 
-def losses(run_dir: Path) -> list[float]:
-    return [row["train/loss"] for row in read_metrics(run_dir) if "train/loss" in row]
-
-
-def indices(run_dir: Path) -> list[int]:
-    files = sorted((run_dir / "samples").glob("step_*.jsonl"))
-    lines = [line for file in files for line in file.read_text().splitlines()]
-    return sorted(json.loads(line)["index"] for line in lines)
-
-
 def assert_as(whole: Place, place: Place) -> None:
     """The same steps, and the same checkpoints."""
     assert losses(place.run_dir) == pytest.approx(losses(whole.run_dir), rel=1e-6, abs=1e-9)
-    assert indices(place.run_dir) == list(range(STEPS * GROUPS * SIBLINGS))
+    assert sorted(sample_indices(place.run_dir)) == list(range(STEPS * GROUPS * SIBLINGS))
     ours, theirs = (checkpoints(one.run_dir) for one in (place, whole))
     assert [path.name for path in ours] == [path.name for path in theirs]
     for path, other in zip(ours, theirs, strict=True):

@@ -3,7 +3,6 @@ What can go on does. One cluster of two raylets serves all of these runs and has
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import pytest
 
 from dovetail.cli.main import main
 from tests.loop.good_run import Place, make_shared
+from tests.loop.same import losses, sample_indices
 from tests.loop.tiny import read_metrics, without_times
 from tests.on_ray import processes_of, two_nodes
 
@@ -73,16 +73,6 @@ def flags(cluster: str, **changes: object) -> dict[str, Any]:
     }
 
 
-def indices(run_dir: Path) -> list[int]:
-    files = sorted((run_dir / "samples").glob("step_*.jsonl"))
-    lines = [line for file in files for line in file.read_text().splitlines()]
-    return sorted(json.loads(line)["index"] for line in lines)
-
-
-def losses(run_dir: Path) -> list[float]:
-    return [row["train/loss"] for row in read_metrics(run_dir) if "train/loss" in row]
-
-
 @pytest.fixture(scope="module")
 def whole(shared: Path, cluster: str, tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A run that nothing happened to, over two nodes."""
@@ -92,7 +82,7 @@ def whole(shared: Path, cluster: str, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_ranks_on_two_nodes_train_one_model(whole: Place) -> None:
-    assert indices(whole.run_dir) == list(range(STEPS * GROUPS * SIBLINGS))
+    assert sorted(sample_indices(whole.run_dir)) == list(range(STEPS * GROUPS * SIBLINGS))
     assert len(losses(whole.run_dir)) == STEPS
 
 
@@ -103,7 +93,7 @@ def test_a_lost_rank_is_started_anew_and_nothing_is_lost_or_doubled(
     reward = place.write("strike.py", KILLS_A_RANK.format(run_dir=place.run_dir))
     assert main(place.train(**flags(cluster, custom_rm_path=f"{reward}:reward"))) == 0
     assert (tmp_path / "struck.txt").exists()
-    assert indices(place.run_dir) == list(range(STEPS * GROUPS * SIBLINGS))
+    assert sorted(sample_indices(place.run_dir)) == list(range(STEPS * GROUPS * SIBLINGS))
     # What follows a checkpoint follows from it exactly.
     assert losses(place.run_dir) == pytest.approx(losses(whole.run_dir), rel=1e-6, abs=1e-9)
     rows = without_times(read_metrics(place.run_dir))
@@ -150,7 +140,9 @@ def test_a_resumed_run_goes_on_exactly_on_as_many_ranks_and_closely_on_others(
     assert main(place.train(**given)) == 0
     close = {"rel": 1e-6, "abs": 1e-9} if ranks == 2 else {"rel": 1e-3, "abs": 1e-5}
     assert losses(place.run_dir) == pytest.approx(losses(whole.run_dir)[2:], **close)
-    assert indices(place.run_dir) == list(range(2 * GROUPS * SIBLINGS, STEPS * GROUPS * SIBLINGS))
+    assert sorted(sample_indices(place.run_dir)) == list(
+        range(2 * GROUPS * SIBLINGS, STEPS * GROUPS * SIBLINGS)
+    )
 
 
 def test_the_cluster_is_left_as_it_was_found(whole: Place, cluster: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from dovetail.cli.main import main
 from tests.loop.good_run import Place, make_shared
+from tests.loop.same import losses
 from tests.loop.tiny import read_metrics
 from tests.unit.rewards.rude_judge import FAULTS, RudeJudge
 
@@ -77,7 +78,7 @@ def test_a_run_whose_judge_fails_30_percent_of_the_calls_ends_as_if_it_did_not(
             run_dir=run_dir,
         )
         assert main(argv) == 0
-        return [row["train/loss"] for row in read_metrics(run_dir) if "train/loss" in row]
+        return losses(run_dir)
 
     with RudeJudge(lambda call: None) as polite:
         expected = train(polite.url, "polite")
